@@ -1,0 +1,225 @@
+package wire
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+	"slices"
+)
+
+const (
+	magic       = "VC"
+	wireVersion = 1
+
+	headerSize    = 34 // everything before n
+	nonceSize     = 8
+	checksumSize  = 4
+	entryFixed    = 8 + 1 // version and entry flags
+	minEntrySize  = 1 + entryFixed
+	minSize       = headerSize + 1 + checksumSize
+	versionOffset = len(magic)
+)
+
+// Entry flags. Bit 2 is reserved for an entry that carries its value.
+const (
+	entryDeleted     = 1
+	entryUnversioned = 4
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Append appends the encoding of m to dst and returns the longer slice. It
+// allocates only when dst has no room and keeps no reference to m.
+//
+// The error is [ErrTooBig], [ErrUnknownKind] for a kind that this wire version
+// does not define, or [ErrFields]; then dst is returned as it was.
+func Append(dst []byte, m *Message) ([]byte, error) {
+	size, err := encodedSize(m)
+	if err != nil {
+		return dst, err
+	}
+	b := slices.Grow(dst, size)
+	start := len(b)
+	b = append(b, magic...)
+	b = append(b, wireVersion, byte(m.Kind))
+	b = binary.LittleEndian.AppendUint16(b, m.Flags)
+	b = binary.LittleEndian.AppendUint64(b, m.CacheID)
+	b = binary.LittleEndian.AppendUint32(b, m.Epoch)
+	b = binary.LittleEndian.AppendUint64(b, m.Origin)
+	b = binary.LittleEndian.AppendUint64(b, m.Seq)
+	b = binary.AppendUvarint(b, uint64(len(m.Entries)))
+	for i := range m.Entries {
+		b = appendEntry(b, &m.Entries[i])
+	}
+	if m.Kind == KindHello {
+		b = binary.LittleEndian.AppendUint64(b, m.Nonce)
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli)), nil
+}
+
+// encodedSize returns the size of the encoding of m in bytes, or why it has none.
+func encodedSize(m *Message) (int, error) {
+	if !m.Kind.known() {
+		return 0, ErrUnknownKind
+	}
+	if len(m.Entries) > 0 && m.Kind != KindInvalidate || m.Nonce != 0 && m.Kind != KindHello {
+		return 0, ErrFields
+	}
+	if len(m.Entries) > MaxEntries {
+		return 0, ErrTooBig
+	}
+	size := headerSize + uvarintSize(len(m.Entries)) + checksumSize
+	if m.Kind == KindHello {
+		size += nonceSize
+	}
+	for i := range m.Entries {
+		n := len(m.Entries[i].Key)
+		if n > MaxBytes { // before the sum, which must not overflow
+			return 0, ErrTooBig
+		}
+		size += uvarintSize(n) + n + entryFixed
+	}
+	if size > MaxBytes {
+		return 0, ErrTooBig
+	}
+	return size, nil
+}
+
+func uvarintSize(n int) int {
+	size := 1
+	for ; n >= 0x80; n >>= 7 {
+		size++
+	}
+	return size
+}
+
+func appendEntry(b []byte, e *Entry) []byte {
+	var flags byte
+	if e.Deleted {
+		flags |= entryDeleted
+	}
+	if e.Version == 0 {
+		flags |= entryUnversioned
+	}
+	b = binary.AppendUvarint(b, uint64(len(e.Key)))
+	b = append(b, e.Key...)
+	b = binary.LittleEndian.AppendUint64(b, e.Version)
+	return append(b, flags)
+}
+
+// Decode reads the message that fills all of b into m. It overwrites every
+// field of m and reuses the array of m.Entries, so decoding into one Message
+// again and again allocates nothing once Entries has grown. The keys of
+// m.Entries alias b: copy those that must outlive it.
+//
+// The error is [ErrVersion], [ErrTooBig], [ErrUnknownKind] or [ErrCorrupt].
+// With ErrUnknownKind the checksum was good and every field of m but Nonce and
+// Entries is filled in, so the caller can ask m.Flags whether the message may be
+// skipped. With any other error m is zero but for the room in Entries.
+func Decode(b []byte, m *Message) error {
+	*m = Message{Entries: m.Entries[:0]}
+	body, err := unseal(b)
+	if err != nil {
+		return err
+	}
+	m.Kind = Kind(body[3])
+	m.Flags = binary.LittleEndian.Uint16(body[4:])
+	m.CacheID = binary.LittleEndian.Uint64(body[6:])
+	m.Epoch = binary.LittleEndian.Uint32(body[14:])
+	m.Origin = binary.LittleEndian.Uint64(body[18:])
+	m.Seq = binary.LittleEndian.Uint64(body[26:])
+	if !m.Kind.known() {
+		return ErrUnknownKind
+	}
+	if err := decodeBody(body[headerSize:], m); err != nil {
+		*m = Message{Entries: m.Entries[:0]}
+		return err
+	}
+	return nil
+}
+
+// unseal checks what surrounds a message and returns b without its checksum:
+// at least a header and one byte more.
+//
+// The wire version is looked at before the checksum, because another version
+// may use another checksum.
+func unseal(b []byte) ([]byte, error) {
+	if len(b) <= versionOffset || string(b[:versionOffset]) != magic {
+		return nil, ErrCorrupt
+	}
+	if b[versionOffset] != wireVersion {
+		return nil, ErrVersion
+	}
+	if len(b) > MaxBytes {
+		return nil, ErrTooBig
+	}
+	if len(b) < minSize {
+		return nil, ErrCorrupt
+	}
+	body, sum := b[:len(b)-checksumSize], b[len(b)-checksumSize:]
+	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(sum) {
+		return nil, ErrCorrupt
+	}
+	return body, nil
+}
+
+// decodeBody reads what follows the header of a known kind.
+func decodeBody(b []byte, m *Message) error {
+	n, b, ok := cutUvarint(b)
+	if !ok || n > 0 && m.Kind != KindInvalidate {
+		return ErrCorrupt
+	}
+	if n > MaxEntries {
+		return ErrTooBig
+	}
+	if n*minEntrySize > uint64(len(b)) { // before Entries grows
+		return ErrCorrupt
+	}
+	m.Entries = slices.Grow(m.Entries, int(n))
+	for range n {
+		var e Entry
+		if e, b, ok = cutEntry(b); !ok {
+			return ErrCorrupt
+		}
+		m.Entries = append(m.Entries, e)
+	}
+	if m.Kind == KindHello {
+		if len(b) < nonceSize {
+			return ErrCorrupt
+		}
+		m.Nonce = binary.LittleEndian.Uint64(b)
+		b = b[nonceSize:]
+	}
+	if len(b) != 0 {
+		return ErrCorrupt
+	}
+	return nil
+}
+
+// cutEntry reads the entry that b begins with and returns the rest of b.
+func cutEntry(b []byte) (e Entry, rest []byte, ok bool) {
+	size, b, ok := cutUvarint(b)
+	if !ok || size > uint64(len(b)) || uint64(len(b))-size < entryFixed {
+		return Entry{}, nil, false
+	}
+	e.Key = b[:size:size] // an append to Key must not write into the message
+	b = b[size:]
+	e.Version = binary.LittleEndian.Uint64(b)
+	flags := b[entryFixed-1]
+	e.Deleted = flags&entryDeleted != 0
+	unversioned := flags&entryUnversioned != 0
+	if flags&^(entryDeleted|entryUnversioned) != 0 || unversioned != (e.Version == 0) {
+		return Entry{}, nil, false
+	}
+	return e, b[entryFixed:], true
+}
+
+// cutUvarint reads the uvarint that b begins with and returns the rest of b. A
+// number that could have been written in fewer bytes is refused: every message
+// has one encoding.
+func cutUvarint(b []byte) (x uint64, rest []byte, ok bool) {
+	x, n := binary.Uvarint(b)
+	if n <= 0 || n > 1 && b[n-1] == 0 {
+		return 0, nil, false
+	}
+	return x, b[n:], true
+}

@@ -1,0 +1,154 @@
+// Package wire turns the messages that replicas send each other into bytes and
+// back.
+//
+// There is one type, [Message], and one pair of functions, [Append] and
+// [Decode]. The package knows neither transports nor caches.
+//
+// # Layout, wire version 1
+//
+// All integers are little endian. A uvarint is the variable-length integer of
+// encoding/binary, in its shortest form.
+//
+//	offset  bytes  field
+//	     0      2  magic, "VC"
+//	     2      1  wire version, 1
+//	     3      1  kind
+//	     4      2  flags
+//	     6      8  cache id
+//	    14      4  epoch
+//	    18      8  origin
+//	    26      8  seq
+//	    34   1..2  n, the number of entries, a uvarint; 0 unless kind is INVALIDATE
+//	     .      .  n entries
+//	     .      8  nonce, only if kind is HELLO
+//	     .      4  CRC-32C (Castagnoli) of every byte before it
+//
+// One entry:
+//
+//	bytes  field
+//	 1..3  length of the key, a uvarint
+//	    .  key
+//	    8  version
+//	    1  entry flags: 1 deleted, 4 version unknown (set if and only if version is 0)
+//
+// The layout after the wire version may change with the wire version, the
+// checksum included. The three bytes before it will not.
+//
+// # Guarantees
+//
+//   - A message has one encoding: Append of what Decode read gives the same
+//     bytes again. (FuzzDecode)
+//   - Decode never panics, reads nothing past its input and allocates nothing
+//     for entries that are announced but not there. (FuzzDecode,
+//     TestDecodeAllocatesNothingForAnnouncedEntries)
+//   - A message with any one byte changed is an error.
+//     (TestDecodeRejectsEveryChangedByte)
+//
+// # Limits
+//
+// A message holds at most [MaxEntries] entries and [MaxBytes] bytes. The
+// checksum finds accidents, not attackers.
+package wire
+
+import (
+	"errors"
+	"strconv"
+)
+
+// A Kind says what a message means.
+//
+// Numbers 4 to 12 are reserved, in this order, for PUT, TAG, INTENT, RESULT,
+// UNCERTAIN, PROBE, BYE, EPOCH and GAP. A number is never used again for
+// something else.
+type Kind uint8
+
+const (
+	// KindInvalidate names the keys that changed, in Message.Entries.
+	KindInvalidate Kind = 1
+
+	// KindInvalidateAll says that any key may have changed.
+	KindInvalidateAll Kind = 2
+
+	// KindHello says that the origin is there. An origin that hears its own
+	// hello, known by Message.Nonce, knows that it is connected.
+	KindHello Kind = 3
+)
+
+// known reports whether this wire version defines the body of k.
+func (k Kind) known() bool { return k >= KindInvalidate && k <= KindHello }
+
+// String returns the name of k for logs.
+func (k Kind) String() string {
+	switch k {
+	case KindInvalidate:
+		return "invalidate"
+	case KindInvalidateAll:
+		return "invalidate-all"
+	case KindHello:
+		return "hello"
+	}
+	return "kind(" + strconv.Itoa(int(k)) + ")"
+}
+
+// FlagIgnorable marks a message that a reader who does not know its kind may
+// skip. Without it such a reader has missed something and must act as if any
+// key may have changed.
+const FlagIgnorable uint16 = 1
+
+const (
+	// MaxEntries is the largest number of entries in one message.
+	MaxEntries = 4096
+
+	// MaxBytes is the largest size of one encoded message in bytes, checksum
+	// included.
+	MaxBytes = 256 << 10
+)
+
+// An Entry names one key that changed.
+type Entry struct {
+	// Key is the encoded key. An empty key is a key like any other.
+	Key []byte
+
+	// Version is the version of the new state; 0 means that the key changed
+	// and the sender does not know to what.
+	Version uint64
+
+	// Deleted means that the new state is "no such key". A deletion is newer
+	// than a value of the same version.
+	Deleted bool
+}
+
+// A Message is one message in decoded form. It holds no locks and may be
+// copied, but a copy shares Entries.
+type Message struct {
+	Kind  Kind
+	Flags uint16 // FlagIgnorable; other bits are handed through
+
+	CacheID uint64 // which cache: application, name, environment and schema
+	Epoch   uint32 // history of the source that versions belong to
+	Origin  uint64 // the sending process, random at its start
+	Seq     uint64 // number of this message at its origin, from 1 without holes
+
+	Nonce   uint64  // KindHello only
+	Entries []Entry // KindInvalidate only
+}
+
+var (
+	// ErrCorrupt means that the bytes are not a message as Append writes it:
+	// bad magic, bad checksum, cut short, or with something added.
+	ErrCorrupt = errors.New("wire: corrupt message")
+
+	// ErrVersion means that the message is of another wire version.
+	ErrVersion = errors.New("wire: unknown wire version")
+
+	// ErrUnknownKind means that the message is intact but of a kind that this
+	// wire version does not define.
+	ErrUnknownKind = errors.New("wire: unknown message kind")
+
+	// ErrTooBig means that the message exceeds MaxEntries or MaxBytes.
+	ErrTooBig = errors.New("wire: message too big")
+
+	// ErrFields means that Append was given Entries or a Nonce with a kind
+	// that has no place for them.
+	ErrFields = errors.New("wire: field does not belong to message kind")
+)
