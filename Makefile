@@ -1,0 +1,57 @@
+# Everything here works with Go, make and a POSIX shell; make lint and make vuln
+# fetch their tool from the Go module proxy, at the version that stands here.
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+# A folder with a go.mod is a module; a new one needs no line here.
+MODULES := $(shell find . -name go.mod -not -path '*/testdata/*' -exec dirname {} \; | LC_ALL=C sort)
+
+# Build tags of the tests that need a server: not run by make test, but vetted.
+TAGS = mysql,postgres
+
+FUZZTIME ?= 30s
+BENCH    ?= .
+COUNT    ?= 10
+# COUNTS names a file that gets the numbers of passed, failed and skipped tests.
+COUNTS   ?=
+
+NOSKIP = go run ./internal/lint/noskip $(if $(COUNTS),-counts '$(COUNTS)')
+
+# each runs a command in every module and fails when one of the runs failed.
+each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status
+
+.DEFAULT_GOAL := help
+.PHONY: help test race bench fuzz lint mods vuln storm
+
+help: ## this list
+	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "modules: $(MODULES)"
+
+test: ## every module: go vet, then the tests with the race detector; a skipped test fails the run
+	@$(call each,go vet ./...)
+	@$(NOSKIP) $(MODULES) -- -race -shuffle=on ./...
+
+race: ## the root module with the race detector on 1, 2 and 4 CPUs
+	@$(NOSKIP) . -- -race -shuffle=on -cpu 1,2,4 ./...
+
+bench: ## benchmarks of the root module for benchstat (BENCH=regexp COUNT=10)
+	@go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
+
+fuzz: ## every fuzz target for FUZZTIME=30s
+	@.ci/fuzz $(FUZZTIME)
+
+lint: ## gofmt, go vet and staticcheck, tagged tests included
+	@unformatted=$$(gofmt -l .) || exit 1; test -z "$$unformatted" || { echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; }
+	@$(call each,go vet -tags $(TAGS) ./...)
+	@$(call each,go run $(STATICCHECK) -tags $(TAGS) ./...)
+
+mods: ## go.mod and go.sum are tidy and the downloaded modules are what go.sum says
+	@$(call each,go mod tidy -diff)
+	@$(call each,go mod verify)
+
+vuln: ## known vulnerabilities (needs the internet: asks the Go vulnerability database; not part of CI)
+	@$(call each,go run $(GOVULNCHECK) ./...)
+
+storm: ## the incident, replayed against every contender (STORM='-h' for its flags)
+	@go run -C cmd/tidemark . storm $(STORM)
