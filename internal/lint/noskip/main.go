@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func split(args []string) (modules, testArgs []string, err error) {
 	i := slices.Index(args, "--")
 	if i <= 0 {
-		return nil, nil, errors.New("usage: noskip [-counts file] module... -- argument...")
+		return nil, nil, errors.New(`want arguments "[-counts file] module... -- argument..."`)
 	}
 	return args[:i], args[i+1:], nil
 }
