@@ -1,0 +1,582 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/bits"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Cache holds the newest known states of keys. Make one with New. All methods
+// are safe for concurrent use.
+type Cache[K comparable, V any] struct {
+	opts  Options[K, V]
+	keys  keys[K]
+	began time.Time // moments are counted from here, on the monotonic clock
+
+	shift  uint8 // of a hash, to its shard
+	shards []shard[K, V]
+	policy *policy[K]
+
+	era    atomic.Uint64
+	closed atomic.Bool
+
+	// holdOff is the moment until which a lagging load may predate what this
+	// replica has missed, so that only strong loads are cached.
+	holdOff atomic.Int64
+
+	places  chan struct{} // one element per load that runs; nil: no bound
+	doubts  atomic.Int64  // writes in doubt
+	replica *replica[K, V]
+	stats   stats
+
+	sweepAll atomic.Bool // entries of an old generation wait to be swept
+
+	// life ends when Close does. Every goroutine and call of this cache's own
+	// ends with it.
+	life    context.Context
+	endLife context.CancelFunc
+	loads   gate           // loads and settlings of doubts
+	pump    sync.WaitGroup // the policy goroutine
+	work    gate           // writes and invalidations that Close waits for
+	closing sync.Once
+	closeEr error
+}
+
+// New returns a cache. All mistakes in o are reported at once; errors.As finds
+// them as [*OptionError].
+//
+// The cache owns three goroutines, for admission and eviction, and three more
+// if it has an Invalidator; Close ends them. New does not wait for the network:
+// until the first hello has come back through the Invalidator, every read goes
+// to the source.
+func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
+	o, err := o.normal()
+	if err != nil {
+		return nil, err
+	}
+	c := &Cache[K, V]{
+		opts:   o,
+		keys:   newKeys(o.KeyCodec),
+		began:  time.Now(),
+		shift:  uint8(64 - bits.Len(uint(o.Shards-1))),
+		shards: make([]shard[K, V], o.Shards),
+	}
+	c.life, c.endLife = context.WithCancel(context.Background())
+	c.stats.init()
+	if o.MaxLoads > 0 {
+		c.places = make(chan struct{}, o.MaxLoads)
+	}
+	c.policy, err = newPolicy(o.MaxCost, o.ExpectedEntries, o.Shards, c.left)
+	if err != nil {
+		return nil, err
+	}
+	slots := ceilPow2(int(min(max(o.ExpectedEntries/int64(o.Shards), 64), 1024)))
+	for i := range c.shards {
+		c.shards[i].init(c.policy, slots, int64(o.LoaderClass.lag))
+	}
+	c.pump.Go(c.maintain)
+	if o.Invalidator.connected() {
+		if err := c.join(); err != nil {
+			return nil, errors.Join(err, c.Close(context.Background()))
+		}
+	}
+	return c, nil
+}
+
+func (c *Cache[K, V]) now() int64 { return int64(time.Since(c.began)) }
+
+// moment must be called under the lock of the shard that it is used for: the
+// shard's count of entries relies on eras that do not go back.
+func (c *Cache[K, V]) moment() moment {
+	era := c.era.Load()
+	return moment{era: era, now: c.now()}
+}
+
+func (c *Cache[K, V]) shard(hash uint64) *shard[K, V] {
+	return &c.shards[hash>>(c.shift&63)&uint64(len(c.shards)-1)]
+}
+
+// Get returns the value of key if memory has one that may be served at
+// [Options.Level]. It never blocks, takes no lock and allocates nothing. A
+// cached absence is a miss here; GetEntry tells them apart.
+//
+// The value is shared with other readers and must not be modified.
+func (c *Cache[K, V]) Get(key K) (V, bool) {
+	if n := c.find(key); n != nil && !n.E.absent {
+		return n.E.value, true
+	}
+	var zero V
+	return zero, false
+}
+
+// GetEntry is Get with everything that is known of the state. A cached absence
+// is a hit, with Absent set.
+func (c *Cache[K, V]) GetEntry(key K) (Entry[V], bool) {
+	if n := c.find(key); n != nil {
+		return n.E.public(c.now()), true
+	}
+	return Entry[V]{Age: -1}, false
+}
+
+// find returns the node of key if it may be served, and counts the read.
+func (c *Cache[K, V]) find(key K) *node[K, V] {
+	hash := c.keys.hash(key)
+	n := c.peek(hash, key)
+	if n == nil || !c.opts.Level.admits(n.E.version) {
+		c.stats.misses.add()
+		return nil
+	}
+	c.hit(hash, n)
+	return n
+}
+
+// peek returns the node of key if it is of this era and has not expired. The
+// era is read before the entry: an entry that an invalidation was to replace is
+// either seen replaced, or belongs to an era that was over (S62).
+func (c *Cache[K, V]) peek(hash uint64, key K) *node[K, V] {
+	era := c.era.Load()
+	n := c.shard(hash).table.Find(hash, key)
+	if n == nil || n.E.era != era || n.E.expiresAt != 0 && n.E.expired(c.now()) {
+		return nil
+	}
+	return n
+}
+
+// hit counts a hit and tells the policy.
+func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
+	c.stats.hits.add()
+	c.policy.touch(&c.shard(hash).touched, &n.E.touches, n.E.resident.policyKey)
+	if c.opts.RefreshAfter > 0 {
+		c.refresh(hash, n)
+	}
+}
+
+// Put offers a value that the caller knows to be committed at version, for
+// example because it has just written it. It is readable at once. It never
+// takes the key back: below the tide mark it is Stale, and where memory cannot
+// show that it is not, Unproven. Then Load, BeginFill or Update do the work.
+//
+// Put makes no promise that version is still the newest: that is the caller's
+// knowledge. It is not broadcast.
+//
+// Putting a present key allocates one object.
+func (c *Cache[K, V]) Put(key K, value V, version Version) Outcome {
+	if c.closed.Load() {
+		return Closed
+	}
+	hash := c.keys.hash(key)
+	n := c.newNode(key, hash, value, mark{version: version}, byPut)
+	n.E.provenAt = unproven
+	return c.offer(n, c.cost(key, value), c.now(), func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+		return s.judgePutLocked(key, hash, mark{version: version}, at), nil
+	})
+}
+
+// newNode returns an entry that is not in the table yet.
+func (c *Cache[K, V]) newNode(key K, hash uint64, value V, m mark, by cause) *node[K, V] {
+	n := &node[K, V]{Key: key, Hash: hash}
+	n.E.value, n.E.version, n.E.absent, n.E.cause = value, m.version, m.absent, by
+	return n
+}
+
+// offer installs n if judge, called under the lock, allows it, and otherwise
+// takes it as word of its version. n's times count from began.
+func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*shard[K, V], moment) (Outcome, *fence[K])) Outcome {
+	s := c.shard(n.Hash)
+	cached := c.setTimes(n, began)
+	tooLarge := cost > c.policy.limit.Load()
+	for try := 0; ; try++ {
+		s.mu.Lock()
+		at := c.moment()
+		outcome, self := judge(s, at)
+		var missing int64
+		if outcome == Applied && cached && !tooLarge && try < 4 {
+			missing = s.installLocked(n, cost, self, at)
+		} else if outcome != Duplicate {
+			// Not stored, but the key has reached this version all the same.
+			c.noteLocked(s, n, self, at)
+		}
+		s.mu.Unlock()
+		if missing > 0 {
+			c.makeRoom(missing, n.Hash)
+			continue
+		}
+		if tooLarge && outcome != Stale {
+			outcome = TooLarge
+		}
+		c.stats.outcome(n.E.cause, outcome)
+		if outcome == TooLarge {
+			c.emit(Event{Kind: EventTooLarge})
+		}
+		return outcome
+	}
+}
+
+// noteLocked takes a state that is not stored as word that its key has reached
+// it. A state without a version is no word of anything unless it was proven.
+func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], at moment) {
+	m := n.E.mark()
+	if self != nil && (m.version == 0 || generation(self.era) != generation(at.era)) {
+		return
+	}
+	s.invalidateLocked(n.Key, n.Hash, m, n.E.cause, at)
+}
+
+// cost returns the cost of a value; a Cost that panics makes it too large.
+func (c *Cache[K, V]) cost(key K, value V) (cost int64) {
+	if c.opts.Cost == nil {
+		return 1
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			c.caught(r)
+			cost = 1<<62 - 1
+		}
+	}()
+	return max(c.opts.Cost(key, value), 1)
+}
+
+// setTimes sets when n expires and is due for a refresh, counted from began, and
+// reports whether n is to be cached at all.
+func (c *Cache[K, V]) setTimes(n *node[K, V], began int64) bool {
+	n.E.refreshAt.Store(began + int64(c.opts.RefreshAfter))
+	ttl := c.opts.TTL
+	if n.E.absent {
+		ttl = c.opts.NegativeTTL
+	}
+	if c.opts.EntryTTL != nil {
+		if own := c.entryTTL(n); own != 0 {
+			ttl = own
+		}
+	}
+	if ttl < 0 {
+		return false
+	}
+	if ttl > 0 {
+		if j := c.opts.TTLJitter; j > 0 {
+			ttl -= time.Duration(rand.Float64() * j * float64(ttl))
+		}
+		n.E.expiresAt = began + max(int64(ttl), 1)
+	}
+	return true
+}
+
+// entryTTL calls EntryTTL; if that panics the entry is not cached.
+func (c *Cache[K, V]) entryTTL(n *node[K, V]) (ttl time.Duration) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.caught(r)
+			ttl = -1
+		}
+	}()
+	return c.opts.EntryTTL(n.Key, n.E.public(c.now()))
+}
+
+// A Fill is a fenced cache-aside fill: begun before the source is read, so that
+// whatever becomes known of the key in between is held against the result.
+// Every Fill must end in one Commit, Absent or Cancel; further ones do nothing
+// and return Stale. A Fill is used by one goroutine at a time.
+type Fill[K comparable, V any] struct {
+	c     *Cache[K, V]
+	fence *fence[K] // nil once ended
+	began int64
+}
+
+// BeginFill sets a fence for key. Read the source after it, and then Commit.
+//
+// The read must be strong: it reflects every write committed before BeginFill.
+func (c *Cache[K, V]) BeginFill(key K) *Fill[K, V] {
+	f := &Fill[K, V]{c: c, began: c.now()}
+	if c.closed.Load() {
+		return f
+	}
+	f.fence = &fence[K]{key: key, hash: c.keys.hash(key)}
+	s := c.shard(f.fence.hash)
+	s.mu.Lock()
+	s.beginLocked(f.fence, true, c.moment())
+	s.mu.Unlock()
+	return f
+}
+
+// Commit offers what the source returned. It is Stale if the key has moved on
+// since BeginFill, and Unproven if it has in a way that cannot be compared.
+func (f *Fill[K, V]) Commit(value V, version Version) Outcome {
+	if version == 0 {
+		return f.end(value, mark{}, Unproven)
+	}
+	return f.end(value, mark{version: version}, Applied)
+}
+
+// Absent offers that the source has no such key, as of version; zero if the
+// source does not say.
+func (f *Fill[K, V]) Absent(version Version) Outcome {
+	var zero V
+	return f.end(zero, mark{version, true}, Applied)
+}
+
+// Cancel takes the fence down.
+func (f *Fill[K, V]) Cancel() {
+	var zero V
+	f.end(zero, mark{}, Closed)
+}
+
+func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
+	g := f.fence
+	if g == nil {
+		if f.c.closed.Load() {
+			return Closed
+		}
+		return Stale
+	}
+	f.fence = nil
+	s := f.c.shard(g.hash)
+	defer func() {
+		s.mu.Lock()
+		s.endLocked(g)
+		s.mu.Unlock()
+	}()
+	if best != Applied {
+		return best
+	}
+	if f.c.closed.Load() {
+		return Closed
+	}
+	n := f.c.newNode(g.key, g.hash, value, m, byFill)
+	n.E.provenAt = f.began
+	return f.c.offer(n, f.c.cost(g.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+		return s.judgeFenceLocked(g, m, at), g
+	})
+}
+
+// All returns the keys that GetEntry would find, with their entries, in no
+// order. What changes while it runs may be seen or not, but no entry is ever
+// seen that GetEntry would not have returned at that moment. No lock is held
+// while the loop's body runs.
+func (c *Cache[K, V]) All() iter.Seq2[K, Entry[V]] {
+	return func(yield func(K, Entry[V]) bool) {
+		for i := range c.shards {
+			for n := range c.shards[i].table.All {
+				n := c.peek(n.Hash, n.Key)
+				if n == nil || !c.opts.Level.admits(n.E.version) {
+					continue
+				}
+				if !yield(n.Key, n.E.public(c.now())) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Len returns the number of entries since the last InvalidateAll. Entries that
+// are suspect, or have expired and were not swept yet, count.
+func (c *Cache[K, V]) Len() int {
+	total := 0
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		if s.gen == generation(c.era.Load()) {
+			total += s.live
+		}
+		s.mu.Unlock()
+	}
+	return total
+}
+
+// Resize changes MaxCost. It returns when the entries fit, having evicted what
+// does not.
+func (c *Cache[K, V]) Resize(maxCost int64) error {
+	if maxCost <= 0 {
+		return &OptionError{"MaxCost", "must be above 0 in Resize"}
+	}
+	if c.closed.Load() {
+		return ErrClosed
+	}
+	c.policy.setLimits(maxCost, len(c.shards))
+	c.policy.sketch.UpdateMaxCost(c.policy.mainMax.Load())
+	c.makeRoom(0, 0)
+	return nil
+}
+
+// makeRoom evicts until the given cost fits, beginning with the shard of hash.
+func (c *Cache[K, V]) makeRoom(cost int64, hash uint64) {
+	const chunk = 64 // entries per lock
+	p := c.policy
+	full := func() bool { return p.cost.Load()+cost > p.limit.Load() }
+	first := hash >> (c.shift & 63)
+	for i := range uint64(len(c.shards)) {
+		s := &c.shards[(first+i)&uint64(len(c.shards)-1)]
+		for emptied := false; full() && !emptied; {
+			s.mu.Lock()
+			at := c.moment()
+			for j := 0; j < chunk && full(); j++ {
+				n := s.victimLocked()
+				if n == nil {
+					emptied = true
+					break
+				}
+				s.dropLocked(n, at)
+				c.stats.evictions.Add(1)
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
+// left is Ristretto's callback: it no longer has r, for whatever reason.
+func (c *Cache[K, V]) left(r *resident[K]) {
+	if r == nil {
+		return // Ristretto reports some victims twice, the second time empty
+	}
+	s := c.shard(r.hash)
+	s.mu.Lock()
+	if r.state == offered {
+		r.state = gone // there is nothing to withdraw
+		if n := s.table.Find(r.hash, r.key); n != nil && n.E.resident == r {
+			s.dropLocked(n, c.moment())
+			c.stats.evictions.Add(1)
+		}
+	}
+	s.mu.Unlock()
+}
+
+// maintain is the policy goroutine: it tells Ristretto what the shards have
+// noted, and sweeps what nobody will read again.
+func (c *Cache[K, V]) maintain() {
+	tick := time.NewTicker(drainEvery)
+	defer tick.Stop()
+	var ops []op[K]
+	var keys []uint64
+	for {
+		least := c.policy.batch
+		select {
+		case <-c.life.Done():
+			return
+		case <-c.policy.wake:
+		case <-tick.C:
+			least = 1
+		}
+		for i := range c.shards {
+			s := &c.shards[i]
+			if s.waiting.Load() >= least {
+				ops = s.takeOps(ops[:0])
+				c.policy.apply(ops)
+				clear(ops)
+			}
+			if keys = s.touched.Take(keys[:0]); len(keys) > 0 {
+				c.policy.count(keys)
+			}
+			if least == 1 {
+				c.sweep(s, 64)
+			}
+		}
+		if c.sweepAll.Swap(false) {
+			for i := range c.shards {
+				for range c.shards[i].table.Cells() / 64 {
+					c.sweep(&c.shards[i], 64)
+				}
+			}
+		}
+	}
+}
+
+// sweep drops entries that are expired or of an old generation from the next
+// few cells of s.
+func (c *Cache[K, V]) sweep(s *shard[K, V], cells uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := c.moment()
+	for range min(cells, uint64(s.table.Cells())) {
+		n := s.table.At(s.sweepAt)
+		s.sweepAt++
+		if n != nil && (n.E.expired(at.now) || generation(n.E.era) != generation(at.era)) {
+			s.dropLocked(n, at)
+		}
+	}
+}
+
+// A gate counts what is under way and can be shut.
+type gate struct {
+	mu   sync.Mutex // guards everything below
+	shut bool
+	n    int
+	idle chan struct{} // closed when shut and n is 0
+}
+
+// enter reports whether the gate is open; leave must then be called.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.shut {
+		return false
+	}
+	g.n++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n--
+	if g.shut && g.n == 0 {
+		close(g.idle)
+	}
+}
+
+// close shuts the gate and returns a channel that is closed once it is empty.
+func (g *gate) close() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.shut {
+		g.shut = true
+		g.idle = make(chan struct{})
+		if g.n == 0 {
+			close(g.idle)
+		}
+	}
+	return g.idle
+}
+
+// Close ends the cache. It refuses new calls, waits until ctx ends for running
+// writes and for what is to be broadcast, then cancels running loads and frees
+// every goroutine. The error says what could not be finished or broadcast; the
+// cache is closed in any case. Further calls wait for the first and return its
+// error.
+//
+// Reads after Close are misses; everything else says ErrClosed or Closed.
+func (c *Cache[K, V]) Close(ctx context.Context) error {
+	c.closing.Do(func() { c.closeEr = c.close(ctx) })
+	return c.closeEr
+}
+
+func (c *Cache[K, V]) close(ctx context.Context) error {
+	c.closed.Store(true)
+	var errs []error
+	select {
+	case <-c.work.close():
+	case <-ctx.Done():
+		errs = append(errs, fmt.Errorf("tidemark: closed with writes under way: %w", ctx.Err()))
+	}
+	if c.replica != nil {
+		errs = append(errs, c.replica.close(ctx))
+	}
+	c.cutOff() // from here on no entry is served
+	c.endLife()
+	select {
+	case <-c.loads.close():
+	case <-ctx.Done():
+		errs = append(errs, fmt.Errorf("tidemark: closed with a load that does not end: %w", ctx.Err()))
+	}
+	c.pump.Wait()
+	c.policy.sketch.Close()
+	if n := c.doubts.Load(); n > 0 {
+		errs = append(errs, &DoubtError{Writes: int(n)})
+	}
+	return errors.Join(errs...)
+}

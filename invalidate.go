@@ -1,0 +1,573 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/tidemark-go/tidemark/internal/wire"
+)
+
+// A Hint carries messages between replicas. It may lose, repeat and reorder
+// them. It must be safe for concurrent use.
+type Hint interface {
+	// Publish hands msg to the transport and returns once the transport has
+	// it, or an error. Publishing the same message again is harmless. Publish
+	// must not keep msg.
+	Publish(ctx context.Context, msg []byte) error
+
+	// Subscribe calls receive for each message, also for those that this
+	// process published, one at a time; msg is valid only during the call. It
+	// calls lost whenever messages may have been missed: the link is down, is
+	// up again, or could not keep up. Once stop has returned no call is running
+	// and none begins. stop may be called from any goroutine but those calls.
+	Subscribe(receive func(msg []byte), lost func(reason string)) (stop func(), err error)
+}
+
+// A Log carries messages between replicas in one order, and can tell when it
+// cannot prove that it delivered all of them. It must be safe for concurrent
+// use.
+type Log interface {
+	// Append adds msg and returns its sequence number once the log has it.
+	// Appending the same message again is harmless. Append must not keep msg.
+	Append(ctx context.Context, msg []byte) (seq uint64, err error)
+
+	// Open returns a reader that begins with the message of sequence number
+	// from; 0 means with the next message that is appended.
+	Open(ctx context.Context, from uint64) (LogReader, error)
+}
+
+// A LogReader reads a Log in order. It is used by one goroutine.
+type LogReader interface {
+	// Next waits for the next message. Its sequence number is one above the
+	// last, or the error wraps [ErrGap]. After an error the reader is useless.
+	Next(ctx context.Context) (seq uint64, msg []byte, err error)
+
+	// Close ends the reader. A running Next returns.
+	Close() error
+}
+
+// An Invalidator is how the replicas of a cache tell each other what changed.
+// It is a plain value: [NATS] makes one, and a test may wrap its Hint.
+type Invalidator struct {
+	// Name and Schema name the cache and the meaning of its values. Messages of
+	// another name or schema are not applied, so that two environments or two
+	// releases on one subject cannot harm each other. Name is required.
+	Name, Schema string
+
+	// Hint and Log are the transports; either may be nil. Everything is
+	// published on both and taken from both.
+	Hint Hint
+	Log  Log
+
+	// Beat is how often a replica says hello. A replica that has not heard its
+	// own hello for three beats considers itself cut off. Zero means 1s.
+	Beat time.Duration
+
+	// mistake is what was wrong with the arguments that made this value.
+	mistake *OptionError
+}
+
+const defaultBeat = time.Second
+
+// connected reports whether there is a transport at all.
+func (inv *Invalidator) connected() bool {
+	return inv.Hint != nil || inv.Log != nil || inv.mistake != nil
+}
+
+func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
+	if inv.mistake != nil {
+		bad(inv.mistake.Field, "%s", inv.mistake.Problem)
+		return
+	}
+	if inv.connected() && inv.Name == "" {
+		bad("Invalidator.Name", "is empty")
+	}
+	if !inv.connected() && inv.Name != "" {
+		bad("Invalidator", "has a Name, but neither Hint nor Log")
+	}
+	if inv.Beat < 0 {
+		bad("Invalidator.Beat", "is %v, want >= 0", inv.Beat)
+	}
+}
+
+// cacheID names the cache and its schema in every message.
+func (inv *Invalidator) cacheID() uint64 { return xxhash.Sum64String(inv.Name + "\x00" + inv.Schema) }
+
+// A replica is this cache's place among the others: it hears what they have
+// changed, and knows when it may have missed something.
+//
+// Trust follows three rules. What arrives is applied. What shows that
+// something else did not arrive, a gap in an origin's numbers or a message that
+// cannot be read, makes every entry suspect. And who does not hear himself does
+// not hear the others: every beat the replica publishes a hello, and while its
+// own hellos do not come back it is cut off, and nothing is served from memory.
+// A hello proves only what was published after the transport had taken the
+// subscription, so entries from before are suspect when it returns. And an
+// origin that used to say hello and falls silent without a goodbye may have
+// died between a commit and its message: that makes every entry suspect, once.
+type replica[K comparable, V any] struct {
+	c    *Cache[K, V]
+	out  *outbox
+	beat time.Duration
+
+	wg    sync.WaitGroup // goroutines of this type
+	stops []func()       // end the subscriptions
+
+	received, applies, bad, foreign atomic.Uint64
+
+	mu    sync.Mutex // guards everything below and in ears; see ear
+	nonce uint64     // of the latest hello
+	ears  []*ear
+}
+
+// An ear is one transport as this replica hears it.
+type ear struct {
+	name string
+	msg  wire.Message // for the transport's calls, which come one at a time
+
+	// Guarded by replica.mu.
+
+	origins map[uint64]*voice
+
+	deaf  bool   // the own hello has yet to come back
+	since uint64 // the first nonce that proves that it hears again
+	heard int64  // when the own hello last came back
+}
+
+// A voice is one origin as an ear hears it.
+type voice struct {
+	seq   uint64 // the highest number heard
+	hello int64  // when it last said hello; 0: it never did, or fell silent
+	pause int64  // the longest time between two of its hellos
+}
+
+const (
+	maxOrigins  = 4096 // remembered; one that was forgotten makes suspect once
+	missedBeats = 3    // without an own hello: cut off
+)
+
+// join connects c to its replicas. c is cut off until the first hello is back.
+func (c *Cache[K, V]) join() error {
+	inv := c.opts.Invalidator
+	r := &replica[K, V]{c: c, beat: inv.Beat}
+	if r.beat == 0 {
+		r.beat = defaultBeat
+	}
+	c.replica = r
+	c.cutOff()
+	r.out = newOutbox(inv)
+	if inv.Hint != nil {
+		e := r.newEar("hint")
+		stop, err := inv.Hint.Subscribe(
+			func(msg []byte) { r.receive(e, msg) },
+			func(reason string) { r.lose(e, reason) })
+		if err != nil {
+			return fmt.Errorf("tidemark: subscribe: %w", err)
+		}
+		r.stops = append(r.stops, stop)
+	}
+	if inv.Log != nil {
+		e := r.newEar("log")
+		r.wg.Go(func() { r.follow(e) })
+	}
+	r.wg.Go(r.keepBeat)
+	return nil
+}
+
+func (r *replica[K, V]) newEar(name string) *ear {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := &ear{name: name, origins: map[uint64]*voice{}, deaf: true, since: r.nonce + 1}
+	r.ears = append(r.ears, e)
+	return e
+}
+
+// keepBeat says hello every beat, and notices when hellos do not come back.
+func (r *replica[K, V]) keepBeat() {
+	tick := time.NewTicker(r.beat)
+	defer tick.Stop()
+	for {
+		r.hello()
+		select {
+		case <-tick.C:
+		case <-r.c.life.Done():
+			return
+		}
+		r.notice()
+	}
+}
+
+// notice acts on hellos that did not come.
+func (r *replica[K, V]) notice() {
+	r.mu.Lock()
+	now := r.c.now()
+	var cut []*ear
+	silent := 0
+	for _, e := range r.ears {
+		if e.deaf {
+			continue // whoever is not heard may be speaking
+		}
+		if now-e.heard > missedBeats*int64(r.beat) {
+			cut = append(cut, e)
+			continue
+		}
+		for _, v := range e.origins {
+			if v.hello != 0 && now-v.hello > missedBeats*max(int64(r.beat), v.pause) {
+				v.hello = 0
+				silent++
+			}
+		}
+	}
+	r.mu.Unlock()
+	for _, e := range cut {
+		r.lose(e, "own hello does not come back")
+	}
+	if silent > 0 {
+		r.c.suspect(fmt.Sprintf("%d origins fell silent without a goodbye", silent))
+	}
+}
+
+func (r *replica[K, V]) hello() {
+	r.mu.Lock()
+	r.nonce++
+	nonce := r.nonce
+	r.mu.Unlock()
+	r.out.hello(nonce)
+}
+
+// lose is called when the transport may have missed messages, or is down.
+func (r *replica[K, V]) lose(e *ear, reason string) {
+	r.mu.Lock()
+	already := e.deaf
+	e.deaf, e.since = true, r.nonce+1
+	r.c.cutOff()
+	r.mu.Unlock()
+	if !already {
+		r.c.stats.suspicions.Add(1)
+		r.c.opts.Logger.Warn("tidemark: cut off from the replicas", "transport", e.name, "reason", reason)
+		r.c.emit(Event{Kind: EventCutOff, Reason: e.name + ": " + reason})
+	}
+	r.hello()
+}
+
+// hear is called when the own hello is back.
+func (r *replica[K, V]) hear(e *ear, nonce uint64) {
+	r.mu.Lock()
+	if nonce >= e.since {
+		e.heard = r.c.now()
+	}
+	back := e.deaf && nonce >= e.since
+	if back {
+		e.deaf = false
+		for _, other := range r.ears {
+			back = back && !other.deaf
+		}
+	}
+	if back {
+		r.c.rejoin()
+	}
+	r.mu.Unlock()
+	if back {
+		r.c.opts.Logger.Info("tidemark: hears the replicas", "transport", e.name)
+		r.c.emit(Event{Kind: EventRejoined, Reason: e.name})
+	}
+}
+
+// receive takes one message from a transport.
+func (r *replica[K, V]) receive(e *ear, msg []byte) {
+	m := &e.msg
+	err := wire.Decode(msg, m)
+	if errors.Is(err, wire.ErrUnknownKind) && m.Flags&wire.FlagIgnorable != 0 {
+		err = nil // and no case below will know it
+	}
+	switch {
+	case err != nil:
+		// Whatever it said, it was not understood: assume the worst.
+		r.bad.Add(1)
+		r.c.emit(Event{Kind: EventBadMessage, Reason: e.name, Err: err})
+		r.c.suspect(e.name + ": " + err.Error())
+		return
+	case m.CacheID != r.out.id:
+		r.foreign.Add(1)
+		r.c.emit(Event{Kind: EventForeignMessage, Reason: e.name})
+		return
+	}
+	if gap := r.listen(e, m); gap != "" {
+		r.c.suspect(e.name + ": " + gap)
+	}
+	if m.Origin == r.out.origin {
+		// What this replica published is in force here since before it was.
+		if m.Kind == wire.KindHello {
+			r.hear(e, m.Nonce)
+		}
+		return
+	}
+	r.received.Add(1)
+	switch m.Kind {
+	case wire.KindInvalidateAll:
+		r.c.newGeneration()
+	case wire.KindInvalidate:
+		r.apply(e, m.Entries)
+	}
+}
+
+// apply applies the changes of one message.
+func (r *replica[K, V]) apply(e *ear, entries []wire.Entry) {
+	for i := range entries {
+		w := &entries[i]
+		key, err := r.c.parseKey(w.Key)
+		if err != nil {
+			r.bad.Add(1)
+			r.c.emit(Event{Kind: EventBadMessage, Reason: e.name, Err: err})
+			r.c.suspect(e.name + ": " + err.Error())
+			continue
+		}
+		r.c.apply(key, r.c.keys.hash(key), mark{Version(w.Version), w.Deleted}, byMessage)
+		r.applies.Add(1)
+	}
+}
+
+// listen records that m was heard, and says if that shows that another message
+// was missed. An origin's first message has number 1.
+func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := e.origins[m.Origin]
+	if v == nil {
+		if len(e.origins) >= maxOrigins {
+			for o := range e.origins {
+				delete(e.origins, o)
+				break
+			}
+		}
+		v = &voice{}
+		e.origins[m.Origin] = v
+	}
+	if m.Seq > v.seq+1 {
+		gap = fmt.Sprintf("messages %d to %d of origin %x are missing", v.seq+1, m.Seq-1, m.Origin)
+	}
+	if m.Seq <= v.seq {
+		return "" // late or repeated; applying it again is harmless
+	}
+	v.seq = m.Seq
+	switch now := r.c.now(); {
+	case m.Kind != wire.KindHello:
+	case m.Nonce == 0: // goodbye
+		v.hello = 0
+	default:
+		if v.hello != 0 {
+			v.pause = max(v.pause, now-v.hello)
+		}
+		v.hello = now
+	}
+	return gap
+}
+
+// follow reads the log, from its end on, for as long as the cache lives. It
+// starts over, cut off until the own hello is back, whenever the log cannot
+// prove that nothing is missing.
+func (r *replica[K, V]) follow(e *ear) {
+	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+		err := r.read(e, func() { pause = retryMin })
+		if r.c.life.Err() != nil {
+			return
+		}
+		r.lose(e, err.Error())
+		select {
+		case <-time.After(pause):
+		case <-r.c.life.Done():
+			return
+		}
+	}
+}
+
+// read reads the log until it fails.
+func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = r.c.caught(p)
+		}
+	}()
+	reader, err := r.c.opts.Invalidator.Log.Open(r.c.life, 0)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	r.lose(e, "opened at the end") // asks for a hello that goes through this reader
+	for last := uint64(0); ; {
+		seq, msg, err := reader.Next(r.c.life)
+		switch {
+		case err != nil:
+			return err
+		case last != 0 && seq != last+1:
+			return fmt.Errorf("%w: sequence %d after %d", ErrGap, seq, last)
+		}
+		last = seq
+		r.receive(e, msg)
+		progress()
+	}
+}
+
+// close publishes what waits, until ctx ends, and ends the subscriptions.
+func (r *replica[K, V]) close(ctx context.Context) error {
+	err := r.out.close(ctx)
+	for _, stop := range r.stops {
+		stop()
+	}
+	return err
+}
+
+// addStats adds what the replica has counted.
+func (r *replica[K, V]) addStats(s *Stats) {
+	s.Received, s.Applies, s.Bad, s.Foreign = r.received.Load(), r.applies.Load(), r.bad.Load(), r.foreign.Load()
+	r.out.addStats(s)
+}
+
+// turnEra changes the era, and holds off lagging loads from before until after
+// the change, so that one that reads the new era finds them held off.
+func (c *Cache[K, V]) turnEra(next func(era uint64) uint64) {
+	c.holdOff.Store(c.now() + int64(c.opts.LoaderClass.lag))
+	for {
+		era := c.era.Load()
+		if c.era.CompareAndSwap(era, next(era)) {
+			break
+		}
+	}
+	c.holdOff.Store(c.now() + int64(c.opts.LoaderClass.lag))
+}
+
+// suspect makes every entry suspect.
+func (c *Cache[K, V]) suspect(reason string) {
+	c.turnEra(func(era uint64) uint64 { return era + eraSuspicion })
+	c.stats.suspicions.Add(1)
+	c.opts.Logger.Warn("tidemark: messages may be missing", "reason", reason)
+	c.emit(Event{Kind: EventSuspect, Reason: reason})
+}
+
+// cutOff makes every entry suspect, also those that are loaded from now on.
+func (c *Cache[K, V]) cutOff() {
+	c.turnEra(func(era uint64) uint64 { return (era | eraCutOff) + eraSuspicion })
+}
+
+// rejoin lets entries be served that are loaded from now on.
+func (c *Cache[K, V]) rejoin() {
+	c.turnEra(func(era uint64) uint64 { return era&^eraCutOff + eraSuspicion })
+}
+
+// newGeneration makes every entry worthless.
+func (c *Cache[K, V]) newGeneration() {
+	c.turnEra(func(era uint64) uint64 { return era + eraGeneration })
+	c.sweepAll.Store(true)
+	c.policy.kick()
+}
+
+// apply applies one change in this process.
+func (c *Cache[K, V]) apply(key K, hash uint64, m mark, by cause) {
+	s := c.shard(hash)
+	s.mu.Lock()
+	s.invalidateLocked(key, hash, m, by, c.moment())
+	s.mu.Unlock()
+}
+
+// announce queues one change for the other replicas.
+func (c *Cache[K, V]) announce(key K, m mark) (ticket uint64) {
+	if c.replica == nil {
+		return 0
+	}
+	b, err := c.encodeKey(key)
+	if err != nil {
+		return c.replica.out.addAll() // it cannot be named: nothing less is safe
+	}
+	return c.replica.out.add(b, m)
+}
+
+func (c *Cache[K, V]) applyAndAnnounce(key K, hash uint64, m mark, by cause) (ticket uint64) {
+	c.apply(key, hash, m, by)
+	return c.announce(key, m)
+}
+
+// encodeKey and parseKey call the KeyCodec and contain its panics.
+func (c *Cache[K, V]) encodeKey(key K) (b []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+	}()
+	return c.keys.encode(nil, key), nil
+}
+
+func (c *Cache[K, V]) parseKey(b []byte) (key K, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+	}()
+	return c.keys.decode(b)
+}
+
+// Invalidate says that something other than this cache has changed the key in
+// the source, to the given version; 0 means that the version is not known. An
+// entry below that version is gone from this process when Invalidate returns,
+// whatever it returns, and loads in flight cannot bring it back.
+//
+// The change is then broadcast; Invalidate waits until the transport has it or
+// ctx ends, which is an [ErrNotBroadcast]: the broadcast stays queued. Without
+// an Invalidator in the Options, Invalidate never waits.
+func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) error {
+	if !c.work.enter() {
+		return ErrClosed
+	}
+	defer c.work.leave()
+	ticket := c.applyAndAnnounce(key, c.keys.hash(key), mark{version: version}, byInvalidate)
+	if c.replica == nil {
+		return nil
+	}
+	return c.replica.out.wait(ctx, ticket)
+}
+
+// InvalidateAll throws every entry away, here and in all replicas, and fences
+// every load, fill and write in flight: none of them brings back what it read
+// before. It costs the same however many entries there are. Bare Puts still
+// have to be at or above the tide marks of before.
+//
+// Errors as Invalidate.
+func (c *Cache[K, V]) InvalidateAll(ctx context.Context) error {
+	if !c.work.enter() {
+		return ErrClosed
+	}
+	defer c.work.leave()
+	c.newGeneration()
+	if c.replica == nil {
+		return nil
+	}
+	return c.replica.out.wait(ctx, c.replica.out.addAll())
+}
+
+// Ready returns nil once this replica hears the others, so that its entries may
+// be served: at once if it has no Invalidator. It returns ctx's error, or
+// [ErrClosed], if that comes first.
+func (c *Cache[K, V]) Ready(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		switch {
+		case c.closed.Load():
+			return ErrClosed
+		case c.era.Load()&eraCutOff == 0:
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-c.life.Done():
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

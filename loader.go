@@ -1,0 +1,519 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// A Loader reads the state of a key from the source of truth.
+type Loader[K comparable, V any] interface {
+	// Load returns the value of key and its version, which is not zero. If the
+	// source has no such key it returns an error that wraps [ErrNotFound], with
+	// the version of the deletion if the source knows it and zero otherwise.
+	// The value must not be modified afterwards.
+	//
+	// Load may be called at once for different keys, and must not read the same
+	// key through the cache it loads for: that would wait for itself. A panic
+	// is contained and reported as a [*LoadError].
+	Load(ctx context.Context, key K) (V, Version, error)
+}
+
+// A LoaderFunc is a function used as a Loader.
+type LoaderFunc[K comparable, V any] func(ctx context.Context, key K) (V, Version, error)
+
+// Load calls f.
+func (f LoaderFunc[K, V]) Load(ctx context.Context, key K) (V, Version, error) { return f(ctx, key) }
+
+// A BulkLoader is a Loader that can read many keys at once. LoadMany uses it
+// for the keys that memory does not have.
+type BulkLoader[K comparable, V any] interface {
+	// LoadMany returns what it found for each key. An absent key has a Loaded
+	// with Absent set; a key that is missing from the map counts as an error,
+	// not as absent. The error, if not nil, fails all keys.
+	LoadMany(ctx context.Context, keys []K) (map[K]Loaded[V], error)
+}
+
+// Loaded is one key's part of a BulkLoader's answer.
+type Loaded[V any] struct {
+	Value   V
+	Version Version // as Load returns it
+	Absent  bool
+	Err     error // fails this key only
+}
+
+// A flight is one load of one key, and those who wait for it.
+type flight[K comparable, V any] struct {
+	fence[K]
+	id     uint64 // rises with each flight of the shard
+	strong bool   // it asks a source that reflects all writes committed before
+
+	done chan struct{} // closed when the fields below are final
+
+	// Written by the loading goroutine before done is closed, only read after.
+
+	entry Entry[V] // Age counts from began
+	began int64    // when the Loader was called
+	moved bool     // as fence.moved was when the load ended
+	err   error    // the load failed; an absence is no failure
+}
+
+// meets reports whether the flight's result is good enough for a waiter that
+// needs at least need. A strong load's absence without a version is, unless
+// something became known of the key while it ran.
+func (f *flight[K, V]) meets(need mark) bool {
+	m := mark{f.entry.Version, f.entry.Absent}
+	return !m.before(need) || m.version == 0 && f.strong && !f.moved
+}
+
+// A waiter is one read's way through one or more loads.
+type waiter[K comparable, V any] struct {
+	key   K
+	hash  uint64
+	level Level
+
+	// need is what was known of the key when the read began. What became known
+	// later is not the read's concern: it may count as having come before.
+	need mark
+
+	// arrived is the id of the shard's latest flight when the read began: later
+	// ones have begun after it.
+	arrived uint64
+	tries   int
+}
+
+// maxTries is how often a read loads before it gives up with ErrStale: it may
+// join a load that began too early, then a lagging one, and the next is strong
+// and began after it, which is enough unless the source goes back.
+const maxTries = 3
+
+// load waits for a flight that satisfies the read.
+func (c *Cache[K, V]) load(ctx context.Context, key K, hash uint64, level Level) (Entry[V], error) {
+	w := &waiter[K, V]{key: key, hash: hash, level: level, need: mark{version: level.version}}
+	return c.await(ctx, w)
+}
+
+func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], error) {
+	for w.tries < maxTries {
+		hit, f, mine, err := c.board(ctx, w)
+		if err != nil {
+			return Entry[V]{Age: -1}, err
+		}
+		if hit != nil {
+			return c.result(hit)
+		}
+		if mine {
+			go c.run(ctx, f)
+		}
+		e, ok, err := c.land(ctx, f, w)
+		if ok || err != nil {
+			return e, err
+		}
+	}
+	return Entry[V]{Age: -1}, ErrStale
+}
+
+// land waits for f and reports whether its result satisfies w.
+func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]) (e Entry[V], ok bool, err error) {
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return Entry[V]{Age: -1}, false, ctx.Err()
+	}
+	switch {
+	case f.err != nil:
+		return Entry[V]{Age: -1}, false, f.err
+	case !f.meets(w.need):
+		return Entry[V]{Age: -1}, false, nil
+	}
+	e = f.entry
+	e.Age += time.Duration(c.now() - f.began)
+	if e.Absent {
+		err = ErrNotFound
+	}
+	return e, true, err
+}
+
+// board finds w an entry, or a flight to wait for. If mine is set the flight is
+// new and the caller must run it.
+func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, V], f *flight[K, V], mine bool, err error) {
+	switch {
+	case c.opts.Loader == nil:
+		return nil, nil, false, ErrNoLoader
+	case ctx.Err() != nil:
+		return nil, nil, false, ctx.Err()
+	}
+	s := c.shard(w.hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := w.tries == 0
+	w.tries++
+	if first {
+		w.arrived = s.flights
+		// A load may have ended between the look without the lock and now.
+		if n := c.peek(w.hash, w.key); n != nil && w.level.admits(n.E.version) {
+			return n, nil, false, nil
+		}
+	}
+	at := c.moment()
+	known := s.knownLocked(w.hash, w.key, at)
+	if f := s.joinableLocked(w, at); f != nil {
+		if first {
+			w.need = w.need.later(known).later(f.floor)
+		}
+		c.stats.joined.Add(1)
+		return nil, f, false, nil
+	}
+	if !c.loads.enter() {
+		return nil, nil, false, ErrClosed
+	}
+	f = s.takeOffLocked(w, c.mustBeStrong(s, w, at), at)
+	if first {
+		w.need = w.need.later(f.floor)
+	}
+	return nil, f, true, nil
+}
+
+// joinableLocked returns the key's flight if w may wait for it: it began in
+// this era, nothing has broken it, and it began late enough for the level and
+// for a read that was let down once.
+func (s *shard[K, V]) joinableLocked(w *waiter[K, V], at moment) *flight[K, V] {
+	p := s.pending[w.key]
+	if p == nil || p.flight == nil || p.flight.broken || p.flight.era != at.era {
+		return nil
+	}
+	f := p.flight
+	if begunAfter := f.id > w.arrived; !begunAfter && (w.tries > 1 || w.level.kind == levelLinearizable) {
+		return nil
+	}
+	if !f.strong && (w.tries > 1 || w.level.kind == levelLinearizable) {
+		return nil
+	}
+	return f
+}
+
+// mustBeStrong reports whether a lagging answer would prove nothing.
+func (c *Cache[K, V]) mustBeStrong(s *shard[K, V], w *waiter[K, V], at moment) bool {
+	if c.opts.LoaderClass.kind == strongLoader || w.tries > 1 || w.level.kind == levelLinearizable {
+		return true
+	}
+	if p := s.pending[w.key]; p != nil && p.doubts > 0 {
+		return true
+	}
+	return at.now < c.holdOff.Load() || s.delayed.floor(w.hash, at.now) == unknownMark
+}
+
+// takeOffLocked registers a new flight. An older one goes on for those who wait
+// for it, but may not fill any more (S5).
+func (s *shard[K, V]) takeOffLocked(w *waiter[K, V], strong bool, at moment) *flight[K, V] {
+	s.flights++
+	f := &flight[K, V]{id: s.flights, strong: strong, done: make(chan struct{})}
+	f.key, f.hash = w.key, w.hash
+	s.beginLocked(&f.fence, strong, at)
+	p := s.pending[w.key]
+	if p.flight != nil {
+		p.flight.broken = true
+	}
+	p.flight = f
+	return f
+}
+
+// refresh starts a load behind a hit on n if n is due for one. A failed attempt
+// is repeated after another RefreshAfter.
+func (c *Cache[K, V]) refresh(hash uint64, n *node[K, V]) {
+	now := c.now()
+	due := n.E.refreshAt.Load()
+	if now < due || !n.E.refreshAt.CompareAndSwap(due, now+int64(c.opts.RefreshAfter)) {
+		return
+	}
+	s := c.shard(hash)
+	w := &waiter[K, V]{key: n.Key, hash: hash, tries: 1}
+	s.mu.Lock()
+	p := s.pending[n.Key]
+	if p != nil && p.flight != nil || !c.loads.enter() {
+		s.mu.Unlock()
+		return
+	}
+	at := c.moment()
+	f := s.takeOffLocked(w, c.mustBeStrong(s, w, at), at)
+	s.mu.Unlock()
+	c.stats.refreshes.Add(1)
+	go c.run(context.Background(), f)
+}
+
+// run makes the load of f. It is detached from its first caller's context but
+// for the values in it, because others wait too.
+func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
+	defer c.loads.leave()
+	var loaded Loaded[V]
+	// What is left of a callback that ended its goroutine and never returned.
+	var err error = &PanicError{Value: "runtime.Goexit"}
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+		c.finish(f, loaded, err)
+	}()
+	ctx, cancel := c.loadContext(caller)
+	defer cancel()
+	err = c.ask(ctx, func() error {
+		f.began = c.now()
+		var err error
+		loaded.Value, loaded.Version, err = c.source(f.strong).Load(ctx, f.key)
+		return err
+	})
+}
+
+// loadContext returns the context of a shared load: it keeps the values of the
+// first caller, such as a trace, and ends with LoadTimeout or the cache.
+func (c *Cache[K, V]) loadContext(caller context.Context) (context.Context, context.CancelFunc) {
+	ctx := context.WithoutCancel(caller)
+	var cancel context.CancelFunc
+	if c.opts.LoadTimeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, c.opts.LoadTimeout)
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
+	}
+	stop := context.AfterFunc(c.life, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// source returns what to load from.
+func (c *Cache[K, V]) source(strong bool) Loader[K, V] {
+	if !strong || c.opts.LoaderClass.kind == strongLoader {
+		return c.opts.Loader
+	}
+	if c.opts.Store != nil {
+		return c.opts.Store
+	}
+	return LoaderFunc[K, V](c.opts.Loader.(StrongLoader[K, V]).LoadStrong)
+}
+
+// ask calls the source as MaxLoads and the Breaker allow. Its error wraps
+// ErrUnavailable if call was not made.
+func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
+	if c.places != nil {
+		select {
+		case c.places <- struct{}{}:
+			defer func() { <-c.places }()
+		case <-ctx.Done():
+			return fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
+		}
+	}
+	if c.opts.Breaker != nil {
+		done, refused := c.opts.Breaker.Allow()
+		if refused != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, refused)
+		}
+		err = &PanicError{Value: "the load did not return"} // for done, if it does not
+		defer func() {
+			if errors.Is(err, ErrNotFound) {
+				done(nil)
+			} else {
+				done(err)
+			}
+		}()
+	}
+	c.stats.loads.Add(1)
+	err = call()
+	return err
+}
+
+// finish ends f with what the source said: it installs the state if nothing
+// that became known meanwhile forbids it, and wakes those who wait.
+func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
+	absent := got.Absent || errors.Is(err, ErrNotFound)
+	if absent {
+		err = nil
+		got.Value = *new(V)
+	} else if err == nil && got.Version == 0 {
+		err = ErrNoVersion
+	}
+	if err != nil {
+		f.err = c.loadError(err)
+	} else {
+		c.fill(f, got.Value, mark{got.Version, absent})
+	}
+	s := c.shard(f.hash)
+	s.mu.Lock()
+	f.moved = f.fence.moved
+	if p := s.pending[f.key]; p != nil && p.flight == f {
+		p.flight = nil
+	}
+	s.endLocked(&f.fence)
+	s.mu.Unlock()
+	close(f.done)
+}
+
+// fill offers the state that f has loaded.
+func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
+	proven := f.began
+	if !f.strong {
+		proven -= int64(c.opts.LoaderClass.lag)
+	}
+	n := c.newNode(f.key, f.hash, value, m, byLoad)
+	n.E.provenAt = proven
+	c.offer(n, c.cost(f.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+		return s.judgeFenceLocked(&f.fence, m, at), &f.fence
+	})
+	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began - proven)}
+}
+
+// loadError returns the error that the waiters of a failed load get.
+func (c *Cache[K, V]) loadError(err error) error {
+	c.stats.loadErrors.Add(1)
+	switch {
+	case c.life.Err() != nil:
+		return ErrClosed
+	case errors.Is(err, ErrUnavailable):
+		return err
+	}
+	if shared, ok := err.(*LoadError); ok {
+		return shared // a bulk load's, the same for all its keys
+	}
+	return &LoadError{Err: err}
+}
+
+// LoadMany is Load for many keys at once. Keys that the source does not have
+// are missing from the map. If some keys fail the map holds the others, and the
+// error joins what Load would have returned for the failed ones, each error
+// once.
+//
+// Keys that memory does not have are read by one call of LoadMany if the Loader
+// is a [BulkLoader], and by single loads side by side otherwise; in both cases
+// each key has a load of its own that other readers may wait for.
+func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], error) {
+	found := make(map[K]Entry[V], len(keys))
+	var waiting []boarded[K, V]
+	var own []*flight[K, V]
+	failed := failures{}
+	asked := make(map[K]struct{}, len(keys))
+	for _, key := range keys {
+		if _, again := asked[key]; again {
+			continue
+		}
+		asked[key] = struct{}{}
+		hash := c.keys.hash(key)
+		if n := c.peek(hash, key); n != nil && c.opts.Level.admits(n.E.version) {
+			c.hit(hash, n)
+			collect(found, key, n.E.public(c.now()))
+			continue
+		}
+		c.stats.misses.add()
+		w := &waiter[K, V]{key: key, hash: hash, level: c.opts.Level, need: mark{version: c.opts.Level.version}}
+		hit, f, mine, err := c.board(ctx, w)
+		switch {
+		case err != nil:
+			failed.add(err)
+		case hit != nil:
+			collect(found, key, hit.E.public(c.now()))
+		default:
+			waiting = append(waiting, boarded[K, V]{w, f})
+			if mine {
+				own = append(own, f)
+			}
+		}
+	}
+	c.start(ctx, own)
+	for _, b := range waiting {
+		e, ok, err := c.land(ctx, b.flight, b.waiter)
+		if !ok && err == nil {
+			e, err = c.await(ctx, b.waiter)
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			failed.add(err)
+			continue
+		}
+		collect(found, b.waiter.key, e)
+	}
+	return found, failed.join()
+}
+
+// A boarded is a waiter and the flight it waits for.
+type boarded[K comparable, V any] struct {
+	waiter *waiter[K, V]
+	flight *flight[K, V]
+}
+
+func collect[K comparable, V any](found map[K]Entry[V], key K, e Entry[V]) {
+	if !e.Absent {
+		found[key] = e
+	}
+}
+
+// failures collects errors, each once: a failed bulk load fails all its keys
+// with the same one.
+type failures map[error]struct{}
+
+func (f failures) add(err error) {
+	if t := reflect.TypeOf(err); !t.Comparable() {
+		err = &LoadError{Err: err}
+	}
+	f[err] = struct{}{}
+}
+
+func (f failures) join() error {
+	return errors.Join(slices.Collect(maps.Keys(f))...)
+}
+
+// start runs flights that were begun for one call: in one bulk load if that is
+// possible and worth it, else each alone.
+func (c *Cache[K, V]) start(ctx context.Context, own []*flight[K, V]) {
+	bulk, ok := c.opts.Loader.(BulkLoader[K, V])
+	var together []*flight[K, V]
+	for _, f := range own {
+		if ok && len(own) > 1 && (c.opts.LoaderClass.kind == strongLoader || !f.strong) {
+			together = append(together, f)
+		} else {
+			go c.run(ctx, f)
+		}
+	}
+	if len(together) > 0 {
+		go c.runMany(ctx, bulk, together)
+	}
+}
+
+// runMany is run for many keys.
+func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], flights []*flight[K, V]) {
+	var all map[K]Loaded[V]
+	var err error = &PanicError{Value: "runtime.Goexit"}
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+		if err != nil && !errors.Is(err, ErrUnavailable) {
+			err = &LoadError{Err: err}
+		}
+		for _, f := range flights {
+			got, ok := all[f.key]
+			switch {
+			case err != nil:
+				c.finish(f, Loaded[V]{}, err)
+			case !ok:
+				c.finish(f, got, ErrIncomplete)
+			default:
+				c.finish(f, got, got.Err)
+			}
+			c.loads.leave()
+		}
+	}()
+	ctx, cancel := c.loadContext(caller)
+	defer cancel()
+	keys := make([]K, len(flights))
+	for i, f := range flights {
+		keys[i] = f.key
+	}
+	err = c.ask(ctx, func() error {
+		began := c.now()
+		for _, f := range flights {
+			f.began = began
+		}
+		var err error
+		all, err = bulk.LoadMany(ctx, keys)
+		return err
+	})
+}

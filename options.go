@@ -1,0 +1,311 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"reflect"
+	"runtime"
+	"time"
+)
+
+// Defaults of Options. They are documented at the fields.
+const (
+	defaultMaxCost      = 1 << 16
+	defaultTTLJitter    = 0.1
+	defaultNegativeTTL  = 5 * time.Second
+	defaultLoadTimeout  = 30 * time.Second
+	defaultDoubtTimeout = 10 * time.Second
+	defaultMaxLoads     = 256
+	maxShards           = 256
+)
+
+// Options configures a Cache. The zero value of every field is the default
+// that its comment gives; a cache without Loader and Store serves what Put and
+// BeginFill bring it.
+type Options[K comparable, V any] struct {
+	// MaxCost bounds the sum of Cost over all entries, at every moment. Zero
+	// means 65,536, which is a number of entries as long as Cost is nil. It
+	// must be set if Cost is.
+	MaxCost int64
+
+	// Cost returns the cost of an entry, in the unit of MaxCost. It is called
+	// for each stored value with no lock held; a cost below 1 counts as 1. For
+	// an absence it gets the zero value. Nil means 1 for every entry.
+	Cost func(key K, value V) int64
+
+	// ExpectedEntries sizes the admission sketch and the shards. Zero means
+	// MaxCost if Cost is nil, and MaxCost/256 otherwise. A wrong guess costs
+	// hit ratio or memory, nothing else.
+	ExpectedEntries int64
+
+	// Shards is the number of shards, rounded up to a power of two, at most
+	// 256. Zero means a number that fits MaxCost and GOMAXPROCS.
+	Shards int
+
+	// TTL bounds how long an entry is served, counted from the start of the
+	// load or write that brought it. It is the last line of defence against
+	// changes nobody announced. Zero means no bound.
+	TTL time.Duration
+
+	// TTLJitter shortens each entry's TTL by a random share of it, up to this
+	// one, so that entries loaded together do not expire together. Zero means
+	// 0.1; negative means none. At most 1.
+	TTLJitter float64
+
+	// NegativeTTL is the TTL of absences. Zero means 5s, or TTL if that is
+	// shorter; negative means that absences are not cached.
+	NegativeTTL time.Duration
+
+	// EntryTTL, if not nil, overrides TTL and NegativeTTL for one entry. Zero
+	// keeps what they say, negative means that the entry is not cached. It is
+	// called with no lock held. Jitter applies.
+	EntryTTL func(key K, e Entry[V]) time.Duration
+
+	// RefreshAfter makes a hit on an entry older than this, counted as TTL is,
+	// start a load in the background; the hit is served at once. Zero means
+	// never. It must be below TTL to have an effect.
+	RefreshAfter time.Duration
+
+	// Loader reads a key from the source. Nil means that Store is the loader.
+	Loader Loader[K, V]
+
+	// LoaderClass says what the Loader's answers prove. The zero value is
+	// Strong.
+	LoaderClass LoaderClass
+
+	// LoadTimeout bounds one load, the wait for a place among MaxLoads
+	// included. Zero means 30s; negative means no bound.
+	LoadTimeout time.Duration
+
+	// MaxLoads bounds the calls of the Loader that run at once; a bulk load
+	// counts as one. Zero means 256; negative means no bound.
+	MaxLoads int
+
+	// Breaker, if not nil, is asked before each call of the Loader and told
+	// how it ended.
+	Breaker Breaker
+
+	// Store is what Update, CompareAndSet and Delete write through.
+	Store Store[K, V]
+
+	// DoubtTimeout is the time after which a write that the store was sent
+	// can no longer take effect: the longest statement or transaction timeout
+	// that the store enforces. A write in doubt keeps its key out of memory at
+	// least that long unless it is found committed earlier. Zero means 10s.
+	DoubtTimeout time.Duration
+
+	// MaxDoubts bounds the writes in doubt; beyond it writes fail with
+	// ErrUnavailable before they are sent. Zero means 256.
+	MaxDoubts int
+
+	// Invalidator connects the cache to its replicas. The zero value means
+	// that there are none.
+	Invalidator Invalidator
+
+	// KeyCodec encodes keys for the Invalidator. Nil is enough for strings and
+	// integers.
+	KeyCodec KeyCodec[K]
+
+	// Level is what Get, GetEntry and Load require. The zero value is Any. A
+	// Get that memory cannot answer at this level is a miss.
+	Level Level
+
+	// Logger receives what an operator should know: cut-offs, lost messages,
+	// writes in doubt. Nil means that nothing is logged.
+	Logger *slog.Logger
+
+	// OnEvent, if not nil, is called for each Event, with no lock held, by the
+	// goroutine that noticed it, so it should be quick. A panic is contained.
+	OnEvent func(Event)
+}
+
+// A LoaderClass says how current the answers of a Loader are.
+type LoaderClass struct {
+	kind loaderKind
+	lag  time.Duration
+}
+
+type loaderKind uint8
+
+const (
+	strongLoader loaderKind = iota
+	snapshotLoader
+	laggingLoader
+)
+
+// Strong says that a load reflects every write that was committed before it
+// began, as a read from the primary does.
+var Strong = LoaderClass{}
+
+// Snapshot says that a load reads a consistent state that may be old, and says
+// which: the Loader implements [SnapshotLoader], and versions grow across keys
+// (a commit sequence, an LSN). A load is cached only if its snapshot is at
+// least as new as everything this cache has seen of the key.
+var Snapshot = LoaderClass{kind: snapshotLoader}
+
+// Lagging says that a load reflects every write that was committed more than
+// lag before it began, as a read from a replica of the database does. What
+// this cache has seen of a key is remembered for lag, and where a lagging
+// answer would prove nothing, the cache asks the strong source instead:
+// Options.Store if set, or else the Loader's LoadStrong.
+func Lagging(lag time.Duration) LoaderClass { return LoaderClass{laggingLoader, lag} }
+
+// A StrongLoader is a Lagging loader that can also read from the primary.
+type StrongLoader[K comparable, V any] interface {
+	// LoadStrong is Load at a source that reflects every write committed
+	// before the call began.
+	LoadStrong(ctx context.Context, key K) (V, Version, error)
+}
+
+// A SnapshotLoader is a Loader of class Snapshot.
+type SnapshotLoader[K comparable, V any] interface {
+	// LoadAsOf is Load, and says how new the snapshot was that it read: all
+	// states with versions up to asOf, of any key, were in it.
+	LoadAsOf(ctx context.Context, key K) (value V, v Version, asOf Version, err error)
+}
+
+// A Breaker decides whether the source may be asked. The two-step circuit
+// breaker of github.com/sony/gobreaker/v2 is one.
+type Breaker interface {
+	// Allow returns an error if the source must be left alone now; the load
+	// then fails with ErrUnavailable. Otherwise done is called once, with what
+	// the load returned: nil, also for an absent key, or its error.
+	Allow() (done func(err error), err error)
+}
+
+// normal returns o with every default filled in, or all its mistakes.
+func (o Options[K, V]) normal() (Options[K, V], error) {
+	if err := o.validate(); err != nil {
+		return o, err
+	}
+	setDefault(&o.MaxCost, defaultMaxCost)
+	if o.Cost == nil {
+		setDefault(&o.ExpectedEntries, o.MaxCost)
+	}
+	setDefault(&o.ExpectedEntries, max(o.MaxCost/256, 1))
+	setDefault(&o.TTLJitter, defaultTTLJitter)
+	if o.NegativeTTL == 0 {
+		o.NegativeTTL = defaultNegativeTTL
+		if o.TTL > 0 {
+			o.NegativeTTL = min(o.TTL, defaultNegativeTTL)
+		}
+	}
+	setDefault(&o.LoadTimeout, defaultLoadTimeout)
+	setDefault(&o.MaxLoads, defaultMaxLoads)
+	setDefault(&o.DoubtTimeout, defaultDoubtTimeout)
+	setDefault(&o.MaxDoubts, 256)
+	if o.Shards == 0 {
+		o.Shards = defaultShards(o.ExpectedEntries)
+	}
+	o.Shards = ceilPow2(o.Shards)
+	if o.Loader == nil && o.Store != nil {
+		o.Loader, o.LoaderClass = o.Store, Strong
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	if *field == *new(T) {
+		*field = value
+	}
+}
+
+// defaultShards gives each shard at least 128 entries, so that its share of
+// the admission window holds a useful number of them, and no more shards than
+// writers could contend for.
+func defaultShards(entries int64) int {
+	most := min(max(64, 8*runtime.GOMAXPROCS(0)), maxShards)
+	return int(min(max(entries/128, 1), int64(most)))
+}
+
+func ceilPow2(n int) int { return 1 << bits.Len(uint(n-1)) }
+
+// validate reports every mistake at once, each an [*OptionError].
+func (o *Options[K, V]) validate() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &OptionError{field, fmt.Sprintf(format, args...)})
+	}
+	for _, f := range []struct {
+		name  string
+		value int64
+	}{
+		{"MaxCost", o.MaxCost}, {"ExpectedEntries", o.ExpectedEntries}, {"TTL", int64(o.TTL)},
+		{"RefreshAfter", int64(o.RefreshAfter)}, {"DoubtTimeout", int64(o.DoubtTimeout)},
+		{"MaxDoubts", int64(o.MaxDoubts)}, {"Shards", int64(o.Shards)},
+	} {
+		if f.value < 0 {
+			bad(f.name, "is %d, want >= 0", f.value)
+		}
+	}
+	if o.Shards > maxShards {
+		bad("Shards", "is %d, want at most %d", o.Shards, maxShards)
+	}
+	if o.Cost != nil && o.MaxCost == 0 {
+		bad("MaxCost", "is not set, but Cost is: the unit would be unknown")
+	}
+	if !(o.TTLJitter <= 1) {
+		bad("TTLJitter", "is %v, want at most 1", o.TTLJitter)
+	}
+	if o.TTL > 0 && o.RefreshAfter >= o.TTL {
+		bad("RefreshAfter", "is %v, want less than TTL %v", o.RefreshAfter, o.TTL)
+	}
+	if err := checkKeyType(reflect.TypeFor[K]()); err != nil {
+		bad("K", "%v", err)
+	}
+	if isNil(o.Loader) {
+		bad("Loader", "holds a nil %T", o.Loader)
+	}
+	if isNil(o.Store) {
+		bad("Store", "holds a nil %T", o.Store)
+	}
+	o.validateLoader(bad)
+	if o.RefreshAfter > 0 && o.Loader == nil && o.Store == nil {
+		bad("RefreshAfter", "is set, but there is nothing to load from")
+	}
+	o.Invalidator.validate(bad)
+	if o.Invalidator.connected() && !(&keys[K]{kind: newKeys[K](nil).kind, codec: o.KeyCodec}).encodable() {
+		bad("KeyCodec", "is nil, but keys of type %v cannot travel without one", reflect.TypeFor[K]())
+	}
+	return errors.Join(errs...)
+}
+
+// validateLoader checks that the Loader can do what its class needs.
+func (o *Options[K, V]) validateLoader(bad func(field, format string, args ...any)) {
+	switch c := o.LoaderClass; c.kind {
+	case strongLoader:
+	case snapshotLoader:
+		if _, ok := o.Loader.(SnapshotLoader[K, V]); !ok {
+			bad("LoaderClass", "is Snapshot, but %T is no SnapshotLoader", o.Loader)
+		}
+	case laggingLoader:
+		if c.lag <= 0 {
+			bad("LoaderClass", "is Lagging(%v), want a positive lag", c.lag)
+		}
+		if o.Loader == nil {
+			bad("LoaderClass", "is Lagging, but there is no Loader")
+		} else if _, ok := o.Loader.(StrongLoader[K, V]); !ok && o.Store == nil {
+			bad("LoaderClass", "is Lagging, but neither a Store nor LoadStrong gives a strong source")
+		}
+	}
+}
+
+// isNil reports whether an interface value holds a nil pointer, function or
+// map: a mistake that would only show at the first call.
+func isNil(i any) bool {
+	if i == nil {
+		return false
+	}
+	switch v := reflect.ValueOf(i); v.Kind() {
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan:
+		return v.IsNil()
+	default:
+		return false
+	}
+}

@@ -1,0 +1,328 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/tidemark-go/tidemark/internal/wire"
+)
+
+// An outbox publishes what changed, in the order in which it was added, one
+// message at a time: while one is under way the next collects. A message that
+// cannot be published is retried, the same bytes with the same sequence number,
+// until it can or the outbox is closed; receivers tell by the numbers whether
+// they have missed one.
+type outbox struct {
+	inv    Invalidator
+	origin uint64 // names this process's messages
+	id     uint64 // of the cache, see cacheID
+
+	wake    chan struct{} // capacity 1: a full channel already asks for a round
+	life    context.Context
+	endLife context.CancelFunc
+	ended   chan struct{} // closed when the goroutine has returned
+
+	// For the goroutine only.
+
+	seq uint64 // of the latest message
+	buf []byte
+
+	mu       sync.Mutex // guards everything below
+	queue    []parcel
+	index    map[string]int // of queue, by key, so that a key waits once
+	shifted  int            // parcels taken from the front so far, for index
+	all      bool           // everything changed; goes before queue
+	allUpTo  uint64         // the ticket that all stands for
+	nonce    uint64         // of the hello that waits, or 0
+	tickets  uint64         // handed out so far
+	sent     uint64         // ticket up to which everything is published
+	progress chan struct{}  // closed and replaced when sent rises
+
+	messages  uint64
+	collapsed uint64
+	failing   error // why the latest attempt failed; nil if it did not
+}
+
+// A parcel is one key that waits in the queue.
+type parcel struct {
+	entry  wire.Entry
+	ticket uint64
+}
+
+const (
+	maxBacklog   = 1 << 16 // keys; beyond it one message says that everything changed
+	maxBatch     = 512     // keys of one message
+	maxBatchSize = 32 << 10
+	maxKeyBytes  = 16 << 10 // a longer key travels as "everything changed"
+
+	publishTimeout = 2 * time.Second // of one attempt
+	retryMin       = 20 * time.Millisecond
+	retryMax       = time.Second
+)
+
+func newOutbox(inv Invalidator) *outbox {
+	o := &outbox{
+		inv: inv, origin: rand.Uint64(), id: inv.cacheID(),
+		wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		index: map[string]int{}, progress: make(chan struct{}),
+	}
+	o.life, o.endLife = context.WithCancel(context.Background())
+	go o.run()
+	return o
+}
+
+// add queues one key, already encoded, and returns a ticket to wait for. A key
+// that waits already is sent once, with the newer of the two marks.
+func (o *outbox) add(key []byte, m mark) (ticket uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.tickets++
+	switch at, waits := o.index[string(key)]; {
+	case len(key) > maxKeyBytes, !waits && len(o.queue) >= maxBacklog:
+		o.collapseLocked()
+		o.collapsed++
+	case waits:
+		e := &o.queue[at-o.shifted].entry
+		have := mark{Version(e.Version), e.Deleted}
+		if have.version != 0 && (m.version == 0 || have.before(m)) {
+			e.Version, e.Deleted = uint64(m.version), m.absent
+		}
+	default:
+		own := append([]byte(nil), key...)
+		o.index[string(own)] = o.shifted + len(o.queue)
+		o.queue = append(o.queue, parcel{
+			wire.Entry{Key: own, Version: uint64(m.version), Deleted: m.absent && m.version != 0}, o.tickets,
+		})
+	}
+	o.kick()
+	return o.tickets
+}
+
+// addAll queues the word that everything changed.
+func (o *outbox) addAll() (ticket uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.tickets++
+	o.collapseLocked()
+	o.kick()
+	return o.tickets
+}
+
+// collapseLocked replaces the queue by the word that everything changed, which
+// includes what the queue says.
+func (o *outbox) collapseLocked() {
+	o.all, o.allUpTo = true, o.tickets
+	o.shifted += len(o.queue)
+	clear(o.queue)
+	o.queue = o.queue[:0]
+	clear(o.index)
+}
+
+// hello queues a hello. It carries a nonce, so that the receiver of its own
+// hello knows which one it was.
+func (o *outbox) hello(nonce uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.nonce = nonce
+	o.kick()
+}
+
+func (o *outbox) kick() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns when everything up to ticket is published. Its error wraps
+// ErrNotBroadcast, and says why.
+func (o *outbox) wait(ctx context.Context, ticket uint64) error {
+	for {
+		o.mu.Lock()
+		sent, progress, failing := o.sent, o.progress, o.failing
+		o.mu.Unlock()
+		if sent >= ticket {
+			return nil
+		}
+		select {
+		case <-progress:
+		case <-o.ended:
+			return fmt.Errorf("%w: %w", ErrNotBroadcast, errors.Join(ErrClosed, failing))
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrNotBroadcast, errors.Join(ctx.Err(), failing))
+		}
+	}
+}
+
+// close publishes what waits, until ctx ends, and says goodbye with a hello, so
+// that receivers notice if they have missed the last message. It returns what
+// could not be published.
+func (o *outbox) close(ctx context.Context) error {
+	o.mu.Lock()
+	last := o.tickets
+	o.mu.Unlock()
+	select {
+	case <-o.ended:
+		return nil // closed before
+	default:
+	}
+	err := o.wait(ctx, last)
+	if err != nil {
+		o.mu.Lock()
+		n, all := len(o.queue), o.all
+		o.mu.Unlock()
+		err = fmt.Errorf("tidemark: closed with %d keys to broadcast (everything: %t): %w", n, all, err)
+	}
+	o.endLife()
+	<-o.ended
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+		defer cancel()
+		o.seq++
+		if b, err := wire.Append(nil, o.message(wire.KindHello)); err == nil {
+			_ = o.publish(ctx, b) // nothing depends on a goodbye
+		}
+	}
+	return err
+}
+
+// run is the outbox's goroutine.
+func (o *outbox) run() {
+	defer close(o.ended)
+	for {
+		select {
+		case <-o.wake:
+		case <-o.life.Done():
+			return
+		}
+		for {
+			m, upTo := o.next()
+			if m == nil {
+				break
+			}
+			if !o.deliver(m) {
+				return
+			}
+			o.published(upTo)
+		}
+	}
+}
+
+// next takes the next message from what waits, or returns nil. upTo is the
+// ticket up to which everything is sent once the message is.
+func (o *outbox) next() (m *wire.Message, upTo uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.all:
+		o.all = false
+		return o.message(wire.KindInvalidateAll), o.allUpTo
+	case len(o.queue) > 0:
+		m = o.message(wire.KindInvalidate)
+		return m, o.takeLocked(m)
+	case o.nonce != 0:
+		m = o.message(wire.KindHello)
+		m.Nonce, o.nonce = o.nonce, 0
+		return m, 0
+	default:
+		return nil, 0
+	}
+}
+
+// takeLocked moves the front of the queue into m.
+func (o *outbox) takeLocked(m *wire.Message) (upTo uint64) {
+	size, n := 0, 0
+	for n < len(o.queue) && n < maxBatch && (n == 0 || size < maxBatchSize) {
+		p := &o.queue[n]
+		m.Entries = append(m.Entries, p.entry)
+		delete(o.index, string(p.entry.Key))
+		size += len(p.entry.Key)
+		upTo = p.ticket
+		n++
+	}
+	o.shifted += n
+	o.queue = append(o.queue[:0], o.queue[n:]...)
+	if len(o.queue) == 0 {
+		upTo = o.tickets // later ones were merged into parcels that are in m
+	}
+	return upTo
+}
+
+func (o *outbox) message(k wire.Kind) *wire.Message {
+	return &wire.Message{Kind: k, CacheID: o.id, Origin: o.origin}
+}
+
+// deliver publishes m until it succeeds. It returns false when the outbox ends
+// first.
+func (o *outbox) deliver(m *wire.Message) bool {
+	o.seq++
+	m.Seq = o.seq
+	b, err := wire.Append(o.buf[:0], m)
+	if err != nil {
+		// Only a batch beyond the wire's limits: say less, but nothing wrong.
+		all := o.message(wire.KindInvalidateAll)
+		all.Seq = m.Seq
+		b, _ = wire.Append(o.buf[:0], all)
+	}
+	o.buf = b
+	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+		ctx, cancel := context.WithTimeout(o.life, publishTimeout)
+		err := o.publish(ctx, b)
+		cancel()
+		o.mu.Lock()
+		o.failing = err
+		o.mu.Unlock()
+		if err == nil {
+			return true
+		}
+		select {
+		case <-time.After(pause):
+		case <-o.life.Done():
+			return false
+		}
+	}
+}
+
+// publish hands one message to the transports and contains their panics.
+func (o *outbox) publish(ctx context.Context, b []byte) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = &PanicError{Value: r}
+		}
+	}()
+	if o.inv.Log != nil {
+		if _, err := o.inv.Log.Append(ctx, b); err != nil {
+			return err
+		}
+	}
+	if o.inv.Hint != nil {
+		return o.inv.Hint.Publish(ctx, b)
+	}
+	return nil
+}
+
+// published records that everything up to the ticket is out.
+func (o *outbox) published(upTo uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.messages++
+	if upTo > o.sent {
+		o.sent = upTo
+		close(o.progress)
+		o.progress = make(chan struct{})
+	}
+}
+
+// addStats adds what the outbox has counted.
+func (o *outbox) addStats(s *Stats) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.Sent, s.Collapsed, s.Backlog = o.messages, o.collapsed, len(o.queue)
+	if o.all {
+		s.Backlog++
+	}
+}

@@ -1,0 +1,105 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+)
+
+// PublisherOptions configures a Publisher. Invalidator is required.
+type PublisherOptions[K comparable] struct {
+	// Invalidator is the one that the caches have, or its equal.
+	Invalidator Invalidator
+
+	// KeyCodec is the one that the caches have. Nil is enough for strings and
+	// integers.
+	KeyCodec KeyCodec[K]
+}
+
+// A Publisher tells the replicas of a cache what a process without a cache has
+// changed: a batch job, a migration, a person with an SQL prompt. Make one with
+// NewPublisher; its methods are safe for concurrent use.
+type Publisher[K comparable] struct {
+	keys keys[K]
+	out  *outbox
+	work gate
+}
+
+// NewPublisher returns a Publisher. It owns one goroutine, which Close ends.
+// Mistakes in o are reported at once, each an [*OptionError].
+func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &OptionError{field, fmt.Sprintf(format, args...)})
+	}
+	o.Invalidator.validate(bad)
+	if !o.Invalidator.connected() {
+		bad("Invalidator", "is not set")
+	}
+	p := &Publisher[K]{keys: newKeys(o.KeyCodec)}
+	if err := checkKeyType(reflect.TypeFor[K]()); err != nil {
+		bad("K", "%v", err)
+	} else if !p.keys.encodable() {
+		bad("KeyCodec", "is nil, but keys of type %v cannot travel without one", reflect.TypeFor[K]())
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	p.out = newOutbox(o.Invalidator)
+	return p, nil
+}
+
+// Invalidate says that the key has changed, to the given version; 0 means that
+// the version is not known. It returns once the transport has the message; an
+// [ErrNotBroadcast] means that ctx ended first, and the message stays queued.
+// Calls side by side share messages: for many keys, call from several
+// goroutines or use InvalidateMany.
+func (p *Publisher[K]) Invalidate(ctx context.Context, key K, version Version) error {
+	return p.InvalidateMany(ctx, map[K]Version{key: version})
+}
+
+// InvalidateMany is Invalidate for many keys, in as few messages as they fit.
+func (p *Publisher[K]) InvalidateMany(ctx context.Context, changed map[K]Version) error {
+	if !p.work.enter() {
+		return ErrClosed
+	}
+	defer p.work.leave()
+	var ticket uint64
+	for key, version := range changed {
+		b, err := p.encode(key)
+		if err != nil {
+			return err
+		}
+		ticket = p.out.add(b, mark{version: version})
+	}
+	return p.out.wait(ctx, ticket)
+}
+
+// InvalidateAll says that everything may have changed. Errors as Invalidate.
+func (p *Publisher[K]) InvalidateAll(ctx context.Context) error {
+	if !p.work.enter() {
+		return ErrClosed
+	}
+	defer p.work.leave()
+	return p.out.wait(ctx, p.out.addAll())
+}
+
+func (p *Publisher[K]) encode(key K) (b []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = &PanicError{Value: r}
+		}
+	}()
+	return p.keys.encode(nil, key), nil
+}
+
+// Close publishes what waits, until ctx ends, and ends the goroutine. The error
+// says what could not be published.
+func (p *Publisher[K]) Close(ctx context.Context) error {
+	select {
+	case <-p.work.close():
+	case <-ctx.Done():
+	}
+	return p.out.close(ctx)
+}

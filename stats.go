@@ -1,0 +1,204 @@
+package tidemark
+
+import (
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"unsafe"
+)
+
+// Stats is a snapshot of what a cache has counted since New. Counters only
+// rise; the difference of two snapshots is what happened in between. The
+// counters are read one after the other, not at one moment.
+type Stats struct {
+	Hits   uint64 // reads served from memory, cached absences included
+	Misses uint64 // reads that memory could not answer
+
+	Loads      uint64 // calls of the Loader; a bulk load counts as one
+	LoadErrors uint64 // loads that failed, per key
+	Joined     uint64 // reads that waited for a load that was running already
+	Refreshes  uint64 // loads started behind a hit
+	Refused    uint64 // states loaded, filled or written that the tide had passed: not stored
+
+	Applied   uint64 // values that Put stored
+	Duplicate uint64 // values that Put found stored
+	Stale     uint64 // values that Put refused as below the tide mark
+	Unproven  uint64 // values that Put refused for want of proof
+	TooLarge  uint64 // values that cost more than MaxCost
+
+	Evictions uint64 // entries given up for room, or not admitted
+
+	Conflicts uint64 // writes whose base was not current
+	Uncertain uint64 // writes whose outcome was not known at once
+
+	Suspicions uint64 // times when all entries became suspect
+	Sent       uint64 // messages published
+	Received   uint64 // messages of other origins
+	Applies    uint64 // keys that those invalidated
+	Bad        uint64 // messages that could not be understood
+	Foreign    uint64 // messages of another name or schema
+	Collapsed  uint64 // backlogs given up for one "everything changed"
+	Panics     uint64 // callbacks that panicked
+
+	Entries int   // as Len
+	Cost    int64 // of all entries; never above MaxCost but while Resize shrinks
+	MaxCost int64
+	InDoubt int  // writes in doubt now
+	Backlog int  // keys that wait to be broadcast
+	CutOff  bool // this replica does not hear the others: nothing is served from memory
+}
+
+// Stats returns a snapshot. It takes each shard's lock once.
+func (c *Cache[K, V]) Stats() Stats {
+	t := &c.stats
+	s := Stats{
+		Hits: t.hits.sum(), Misses: t.misses.sum(),
+		Loads: t.loads.Load(), LoadErrors: t.loadErrors.Load(), Joined: t.joined.Load(),
+		Refreshes: t.refreshes.Load(), Refused: t.refused.Load(),
+		Applied: t.puts[Applied].Load(), Duplicate: t.puts[Duplicate].Load(), Stale: t.puts[Stale].Load(),
+		Unproven: t.puts[Unproven].Load(), TooLarge: t.tooLarge.Load(),
+		Evictions: t.evictions.Load(), Conflicts: t.conflicts.Load(), Uncertain: t.uncertain.Load(),
+		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
+		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
+		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
+	}
+	if c.replica != nil {
+		c.replica.addStats(&s)
+	}
+	return s
+}
+
+type stats struct {
+	hits, misses striped
+
+	loads, loadErrors, joined, refreshes, refused atomic.Uint64
+
+	puts      [Closed + 1]atomic.Uint64
+	tooLarge  atomic.Uint64
+	evictions atomic.Uint64
+
+	conflicts, uncertain, suspicions, panics atomic.Uint64
+}
+
+func (t *stats) init() {
+	t.hits.init()
+	t.misses.init()
+}
+
+// outcome counts what became of an offered state.
+func (t *stats) outcome(by cause, o Outcome) {
+	switch {
+	case o == TooLarge:
+		t.tooLarge.Add(1)
+	case by == byPut:
+		t.puts[o].Add(1)
+	case o != Applied:
+		t.refused.Add(1)
+	}
+}
+
+// A striped is a counter that many processors can raise at once. Which stripe
+// one takes follows from the address of its stack: goroutines that run side by
+// side have different ones. That two may share a stripe costs time only.
+type striped struct {
+	stripes []stripe
+}
+
+type stripe struct {
+	n atomic.Uint64
+	_ [120]byte // two cache lines: adjacent ones are fetched in pairs
+}
+
+func (c *striped) init() { c.stripes = make([]stripe, ceilPow2(4*runtime.GOMAXPROCS(0))) }
+
+func (c *striped) add() {
+	var here byte
+	at := uintptr(unsafe.Pointer(&here)) >> 11 // goroutine stacks are at least 2 KiB
+	c.stripes[(at^at>>7)&uintptr(len(c.stripes)-1)].n.Add(1)
+}
+
+func (c *striped) sum() (n uint64) {
+	for i := range c.stripes {
+		n += c.stripes[i].n.Load()
+	}
+	return n
+}
+
+// An EventKind says what an Event is about.
+type EventKind uint8
+
+const (
+	// EventSuspect: messages may have been missed; every entry is revalidated
+	// before it is served again.
+	EventSuspect EventKind = iota + 1
+
+	// EventCutOff: this replica no longer hears the others. Nothing is served
+	// from memory until EventRejoined.
+	EventCutOff
+
+	// EventRejoined: the own hello came back; entries loaded from now on are
+	// served.
+	EventRejoined
+
+	// EventBadMessage: a message could not be understood. EventSuspect follows.
+	EventBadMessage
+
+	// EventForeignMessage: a message of another name or schema on this cache's
+	// subject. It was ignored.
+	EventForeignMessage
+
+	// EventCollapsed: the backlog grew too long, and became one message that
+	// everything changed.
+	EventCollapsed
+
+	// EventUncertain: a write is in doubt. Err is the *UncertainError.
+	EventUncertain
+
+	// EventResolved: a write in doubt was settled.
+	EventResolved
+
+	// EventTooLarge: a value costs more than MaxCost and was not stored.
+	EventTooLarge
+
+	// EventPanic: a callback panicked. Err is the *PanicError.
+	EventPanic
+)
+
+var eventNames = [...]string{"invalid", "suspect", "cut off", "rejoined", "bad message", "foreign message",
+	"collapsed", "uncertain", "resolved", "too large", "panic"}
+
+func (k EventKind) String() string {
+	if int(k) < len(eventNames) {
+		return eventNames[k]
+	}
+	return eventNames[0]
+}
+
+// An Event is something that an operator may want to know or count.
+type Event struct {
+	Kind   EventKind
+	Reason string // in words; may be empty
+	Err    error  // may be nil
+}
+
+// emit calls OnEvent. It must be called with no lock held.
+func (c *Cache[K, V]) emit(e Event) {
+	if c.opts.OnEvent == nil {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			c.stats.panics.Add(1) // no event: it might panic again
+		}
+	}()
+	c.opts.OnEvent(e)
+}
+
+// caught turns a recovered panic into an error.
+func (c *Cache[K, V]) caught(r any) error {
+	err := &PanicError{Value: r, Stack: debug.Stack()}
+	c.stats.panics.Add(1)
+	c.opts.Logger.Error("tidemark: a callback panicked", "panic", err.Value, "stack", string(err.Stack))
+	c.emit(Event{Kind: EventPanic, Err: err})
+	return err
+}

@@ -1,0 +1,316 @@
+package tidemark
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// An OpID names one write. The store keeps it with the row, so that a write
+// whose answer was lost can be looked up.
+type OpID [16]byte
+
+// A Store is a Loader that can also write, each write conditional on the
+// version it is based on. Its Load must be strong: it reflects every write
+// that was committed before it began.
+//
+// How a write ended is told by its error:
+//
+//   - nil: committed.
+//   - a [*ConflictError], possibly wrapped: not committed, the base was not
+//     the current version.
+//   - an error that wraps [ErrUnavailable]: certainly not committed.
+//   - any other error: unknown. The cache keeps the key out of memory and asks
+//     Outcome until it knows.
+type Store[K comparable, V any] interface {
+	Loader[K, V]
+
+	// CompareAndSet writes value if the key is at version base, and returns
+	// the new version, which is above base and above every earlier version of
+	// the key, deletions included. Base 0 means that the key must not exist.
+	CompareAndSet(ctx context.Context, key K, base Version, value V, op OpID) (Version, error)
+
+	// CompareAndDelete removes the key if it is at version base, and returns
+	// the version of the deletion, which is above base.
+	CompareAndDelete(ctx context.Context, key K, base Version, op OpID) (Version, error)
+
+	// Outcome reports whether the write named op was committed, and at which
+	// version. It must see every write that was committed before it began.
+	Outcome(ctx context.Context, key K, op OpID) (Version, bool, error)
+}
+
+// maxAttempts bounds how often Update runs its function. A write that loses
+// that many races has a design problem that another try does not solve.
+const maxAttempts = 100
+
+// Update changes the value of key: it calls fn with the current state and
+// writes what fn returns, on condition that the state has not changed since. If
+// it has, fn is called again with the state that a strong read returns, up to
+// 100 times; then the last [*ConflictError] is returned. So a decision that fn
+// made on a stale entry is never committed.
+//
+// fn may be called more than once, sees Absent for a key that does not exist,
+// and must not have side effects. Its error ends Update and is returned as it
+// is; its panic is returned as a [*PanicError].
+//
+// The new state is readable in this process when Update returns, and is
+// broadcast in the background. An [*UncertainError] means that the write may or
+// may not have been committed; see there.
+func (c *Cache[K, V]) Update(ctx context.Context, key K, fn func(cur Entry[V]) (V, error)) (Entry[V], error) {
+	if fn == nil {
+		return Entry[V]{Age: -1}, &OptionError{"fn", "is nil in Update"}
+	}
+	level := Any
+	for try := 1; ; try++ {
+		cur, err := c.Read(ctx, key, level)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return Entry[V]{Age: -1}, err
+		}
+		value, err := c.decide(fn, cur)
+		if err != nil {
+			return Entry[V]{Age: -1}, err
+		}
+		base := cur.Version
+		if cur.Absent {
+			base = 0
+		}
+		e, err := c.CompareAndSet(ctx, key, base, value)
+		var conflict *ConflictError
+		if !errors.As(err, &conflict) || try == maxAttempts {
+			return e, err
+		}
+		if err := backOff(ctx, try); err != nil {
+			return Entry[V]{Age: -1}, err
+		}
+		level = Linearizable
+	}
+}
+
+// decide calls fn and contains its panic.
+func (c *Cache[K, V]) decide(fn func(cur Entry[V]) (V, error), cur Entry[V]) (value V, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+	}()
+	return fn(cur)
+}
+
+// backOff waits a little longer after each lost race, at random, so that
+// writers of one key do not meet again and again. The first two tries are free.
+func backOff(ctx context.Context, try int) error {
+	if try <= 2 {
+		return ctx.Err()
+	}
+	most := min(time.Duration(try)*200*time.Microsecond, 10*time.Millisecond)
+	select {
+	case <-time.After(rand.N(most)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// CompareAndSet writes value if the key is at version base in the Store; base 0
+// means that the key must not exist. It returns the new state, or a
+// [*ConflictError] with the current version. The decision that led to value is
+// safe if base is the Version of the Entry that it was made on.
+//
+// Other errors: [ErrNoStore], [ErrClosed], [ErrUnavailable] and ctx's if nothing
+// was written; [*UncertainError] if that is not known.
+func (c *Cache[K, V]) CompareAndSet(ctx context.Context, key K, base Version, value V) (Entry[V], error) {
+	return c.write(ctx, &write[K, V]{key: key, base: base, value: value}, func(op OpID) (Version, error) {
+		return c.opts.Store.CompareAndSet(ctx, key, base, value, op)
+	})
+}
+
+// Delete removes the key if it is at version base in the Store. The returned
+// Entry is the absence, at the version of the deletion. Errors as CompareAndSet.
+func (c *Cache[K, V]) Delete(ctx context.Context, key K, base Version) (Entry[V], error) {
+	return c.write(ctx, &write[K, V]{key: key, base: base, absent: true}, func(op OpID) (Version, error) {
+		return c.opts.Store.CompareAndDelete(ctx, key, base, op)
+	})
+}
+
+// A write is one conditional write under way.
+type write[K comparable, V any] struct {
+	key    K
+	hash   uint64
+	base   Version
+	value  V
+	absent bool // it is a deletion
+	op     OpID
+	fence  fence[K]
+	began  int64
+}
+
+// write makes one conditional write. From before it is sent until its result
+// is installed a fence stands, as for a load (S30).
+func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID) (Version, error)) (Entry[V], error) {
+	none := Entry[V]{Age: -1}
+	switch {
+	case c.opts.Store == nil:
+		return none, ErrNoStore
+	case ctx.Err() != nil:
+		return none, ctx.Err()
+	case c.doubts.Load() >= int64(c.opts.MaxDoubts):
+		return none, fmt.Errorf("%w: %d writes are in doubt", ErrUnavailable, c.opts.MaxDoubts)
+	case !c.work.enter():
+		return none, ErrClosed
+	}
+	defer c.work.leave()
+	w.hash, w.op, w.began = c.keys.hash(w.key), newOpID(), c.now()
+	w.fence = fence[K]{key: w.key, hash: w.hash}
+	s := c.shard(w.hash)
+	s.mu.Lock()
+	s.beginLocked(&w.fence, true, c.moment())
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.endLocked(&w.fence)
+		s.mu.Unlock()
+	}()
+	returned := false
+	defer func() {
+		if !returned { // the store has ended this goroutine: nobody will hear of it
+			c.doubt(w, &PanicError{Value: "runtime.Goexit"})
+		}
+	}()
+	version, err := c.send(w.op, send)
+	returned = true
+	return c.settle(w, version, err)
+}
+
+// send calls the store. A call that panics, or ends its goroutine, has an
+// unknown outcome, as one that returns an error nobody can read.
+func (c *Cache[K, V]) send(op OpID, call func(OpID) (Version, error)) (v Version, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+	}()
+	return call(op)
+}
+
+// settle does what the store's answer demands.
+func (c *Cache[K, V]) settle(w *write[K, V], version Version, err error) (Entry[V], error) {
+	none := Entry[V]{Age: -1}
+	var conflict *ConflictError
+	switch {
+	case err == nil && version > w.base:
+		return c.committed(w, version), nil
+	case err == nil:
+		// Committed, but at a version that orders nothing: the contract is
+		// broken, and only the source knows the key's state.
+		c.applyAndAnnounce(w.key, w.hash, mark{}, byWrite)
+		return none, fmt.Errorf("%w: the store put version %d after %d", ErrNoVersion, version, w.base)
+	case errors.As(err, &conflict):
+		c.stats.conflicts.Add(1)
+		c.apply(w.key, w.hash, mark{version: conflict.Current}, byWrite)
+		return none, err
+	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrNoStore):
+		return none, err
+	default:
+		return none, c.doubt(w, err)
+	}
+}
+
+// committed installs the written state, unless the key has moved on meanwhile,
+// and queues the broadcast.
+func (c *Cache[K, V]) committed(w *write[K, V], version Version) Entry[V] {
+	m := mark{version, w.absent}
+	n := c.newNode(w.key, w.hash, w.value, m, byWrite)
+	n.E.provenAt = w.began
+	c.offer(n, c.cost(w.key, w.value), w.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+		return s.judgeFenceLocked(&w.fence, m, at), &w.fence
+	})
+	c.announce(w.key, m)
+	return n.E.public(c.now())
+}
+
+// doubt puts the key out of memory until the store has told how the write
+// ended (S31, S32).
+func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
+	d := &doubt{settled: make(chan struct{})}
+	uncertain := &UncertainError{Op: w.op, Err: cause, doubt: d}
+	c.doubts.Add(1)
+	c.stats.uncertain.Add(1)
+	s := c.shard(w.hash)
+	s.mu.Lock()
+	s.pendLocked(w.key).doubts++
+	s.invalidateLocked(w.key, w.hash, mark{}, byWrite, c.moment())
+	s.mu.Unlock()
+	c.announce(w.key, mark{})
+	c.opts.Logger.Warn("tidemark: a write is in doubt", "op", fmt.Sprintf("%x", w.op), "err", cause)
+	c.emit(Event{Kind: EventUncertain, Err: uncertain})
+	if !c.loads.enter() {
+		d.settle(0, false, ErrClosed)
+		return uncertain
+	}
+	go c.resolve(w.key, w.hash, w.op, w.absent, d)
+	return uncertain
+}
+
+// resolve asks the store until it is known how the write ended: found
+// committed, or not found by a question that was put after the time when it
+// could still have taken effect.
+func (c *Cache[K, V]) resolve(key K, hash uint64, op OpID, absent bool, d *doubt) {
+	defer c.loads.leave()
+	deadline := c.now() + int64(c.opts.DoubtTimeout)
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		asked := c.now()
+		version, found, err := c.outcome(key, op)
+		switch {
+		case err == nil && found:
+			c.resolved(key, hash, mark{version, absent}, d, true)
+			return
+		case err == nil && asked >= deadline:
+			c.resolved(key, hash, mark{}, d, false)
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-c.life.Done():
+			d.settle(0, false, ErrClosed)
+			return
+		}
+	}
+}
+
+// outcome asks the store about op, and contains a panic.
+func (c *Cache[K, V]) outcome(key K, op OpID) (v Version, found bool, err error) {
+	ctx, cancel := c.loadContext(c.life)
+	defer cancel()
+	defer func() {
+		if r := recover(); r != nil {
+			err = c.caught(r)
+		}
+	}()
+	return c.opts.Store.Outcome(ctx, key, op)
+}
+
+// resolved lets the key back into memory. Loads that ran meanwhile may have
+// read either state, so a write that came to nothing breaks them too.
+func (c *Cache[K, V]) resolved(key K, hash uint64, m mark, d *doubt, committed bool) {
+	s := c.shard(hash)
+	s.mu.Lock()
+	s.invalidateLocked(key, hash, m, byWrite, c.moment())
+	p := s.pending[key]
+	p.doubts--
+	s.unpendLocked(key, p)
+	s.mu.Unlock()
+	c.doubts.Add(-1)
+	c.announce(key, m)
+	d.settle(m.version, committed, nil)
+	c.opts.Logger.Info("tidemark: a write in doubt is settled", "committed", committed)
+	c.emit(Event{Kind: EventResolved})
+}
+
+func newOpID() (op OpID) {
+	binary.LittleEndian.PutUint64(op[:8], rand.Uint64())
+	binary.LittleEndian.PutUint64(op[8:], rand.Uint64())
+	return op
+}
