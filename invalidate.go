@@ -271,6 +271,13 @@ func (r *replica[K, V]) hear(e *ear, nonce uint64) {
 	}
 	if back {
 		r.c.rejoin()
+		for _, other := range r.ears {
+			for _, v := range other.origins {
+				if v.hello != 0 {
+					v.hello = r.c.now() // nobody fell silent: it was this replica that did not hear
+				}
+			}
+		}
 	}
 	r.mu.Unlock()
 	if back {
