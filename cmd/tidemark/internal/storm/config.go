@@ -1,0 +1,160 @@
+package storm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config says what a storm does. Default gives the storm of the README; the
+// zero value is not valid.
+type Config struct {
+	Contenders []string // names, in the order in which they run
+	Replicas   int      // replicas of the service, each with its own cache and connection
+	Accounts   int      // rows in the database of record
+	Capacity   int      // entries that each replica's cache may hold
+	Seed       uint64   // of the schedule; the same for every contender
+
+	Duration time.Duration // of the load, for each contender
+	Quiet    time.Duration // after the faults have healed, before the caches are inspected
+
+	Skew      float64 // Zipf exponent of the accounts, above 1
+	Readers   int     // goroutines a replica
+	Writers   int     // goroutines a replica
+	ReadRate  int     // reads a second that the readers of all replicas together attempt
+	WriteRate int     // deposits a second that the writers of all replicas together attempt
+
+	TTL time.Duration // of the contender ttl
+
+	Weather Weather // what happens to messages
+
+	Cuts      int           // how often a replica's connection is cut
+	CutFor    time.Duration // and how long it stays away
+	Freezes   int           // how often a replica's network stops without an error
+	FreezeFor time.Duration // and how long
+	Stalls    int           // how often a consumer stops reading
+	StallFor  time.Duration // and how long
+	Kills     int           // writers killed between commit and publish
+	Reconcile int           // accounts that the overnight job changes by SQL
+}
+
+// Default returns the storm that the command runs without flags: all
+// contenders in less than a minute on two cores.
+func Default() Config {
+	return Config{
+		Contenders: Names(),
+		Replicas:   3,
+		Accounts:   20_000,
+		Capacity:   4_000,
+		Seed:       1,
+		Duration:   8 * time.Second,
+		Quiet:      3500 * time.Millisecond,
+		Skew:       1.1,
+		Readers:    2,
+		Writers:    2,
+		ReadRate:   60_000,
+		WriteRate:  600,
+		TTL:        time.Second,
+		Weather: Weather{
+			Delay: 0.001, DelayMax: 100 * time.Millisecond,
+			Reorder: 0.001, Duplicate: 0.01, Drop: 0.001,
+		},
+		Cuts: 2, CutFor: 800 * time.Millisecond,
+		Freezes: 1, FreezeFor: 600 * time.Millisecond,
+		Stalls: 2, StallFor: 400 * time.Millisecond,
+		Kills:     3,
+		Reconcile: 300,
+	}
+}
+
+// Validate reports every mistake in c at once.
+func (c Config) Validate() error {
+	var errs []error
+	want := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	want(len(c.Contenders) > 0, "no contenders")
+	for _, name := range c.Contenders {
+		want(lookup(name) != nil, "unknown contender %q, want some of %s", name, strings.Join(Names(), ", "))
+	}
+	for i, name := range c.Contenders {
+		want(!slices.Contains(c.Contenders[:i], name), "contender %q is named twice", name)
+	}
+	want(c.Replicas >= 1 && c.Replicas <= 100, "replicas is %d, want 1 to 100", c.Replicas)
+	want(c.Accounts >= 1 && c.Accounts <= 10_000_000, "accounts is %d, want 1 to 10,000,000", c.Accounts)
+	want(c.Capacity >= 1, "capacity is %d, want at least 1", c.Capacity)
+	want(c.Duration >= 100*time.Millisecond, "duration is %v, want at least 100ms", c.Duration)
+	want(c.Quiet >= 0, "quiet is %v, want at least 0", c.Quiet)
+	want(c.Skew > 1, "skew is %v, want more than 1", c.Skew)
+	want(c.Readers >= 1, "readers is %d, want at least 1", c.Readers)
+	want(c.Writers >= 1, "writers is %d, want at least 1", c.Writers)
+	want(c.ReadRate >= 1, "read rate is %d, want at least 1", c.ReadRate)
+	want(c.WriteRate >= 1, "write rate is %d, want at least 1", c.WriteRate)
+	want(c.TTL > 0, "ttl is %v, want more than 0", c.TTL)
+	for _, p := range []struct {
+		name  string
+		value float64
+	}{
+		{"delay", c.Weather.Delay}, {"reorder", c.Weather.Reorder},
+		{"duplicate", c.Weather.Duplicate}, {"drop", c.Weather.Drop},
+	} {
+		want(p.value >= 0 && p.value <= 1, "%s is %v, want a share between 0 and 1", p.name, p.value)
+	}
+	want(c.Weather.DelayMax >= 0, "longest delay is %v, want at least 0", c.Weather.DelayMax)
+	for _, f := range []struct {
+		name  string
+		count int
+		each  time.Duration
+	}{
+		{"cut", c.Cuts, c.CutFor}, {"freeze", c.Freezes, c.FreezeFor}, {"stall", c.Stalls, c.StallFor},
+		{"kill", c.Kills, 1}, {"reconcile", c.Reconcile, 1},
+	} {
+		want(f.count >= 0, "%s is %d, want at least 0", f.name, f.count)
+		want(f.count == 0 || f.each > 0, "%s lasts %v, want more than 0", f.name, f.each)
+	}
+	want(c.Reconcile <= c.Accounts, "reconcile is %d, but there are only %d accounts", c.Reconcile, c.Accounts)
+	return errors.Join(errs...)
+}
+
+// MarshalJSON writes durations in milliseconds.
+func (c Config) MarshalJSON() ([]byte, error) {
+	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+	return json.Marshal(struct {
+		Contenders  []string `json:"contenders"`
+		Replicas    int      `json:"replicas"`
+		Accounts    int      `json:"accounts"`
+		Capacity    int      `json:"capacity"`
+		Seed        uint64   `json:"seed"`
+		DurationMs  float64  `json:"duration_ms"`
+		QuietMs     float64  `json:"quiet_ms"`
+		Skew        float64  `json:"skew"`
+		Readers     int      `json:"readers_per_replica"`
+		Writers     int      `json:"writers_per_replica"`
+		ReadRate    int      `json:"reads_per_s"`
+		WriteRate   int      `json:"writes_per_s"`
+		TTLMs       float64  `json:"ttl_ms"`
+		Delay       float64  `json:"delay"`
+		DelayMaxMs  float64  `json:"delay_max_ms"`
+		Reorder     float64  `json:"reorder"`
+		Duplicate   float64  `json:"duplicate"`
+		Drop        float64  `json:"drop"`
+		Cuts        int      `json:"cuts"`
+		CutForMs    float64  `json:"cut_for_ms"`
+		Freezes     int      `json:"freezes"`
+		FreezeForMs float64  `json:"freeze_for_ms"`
+		Stalls      int      `json:"stalls"`
+		StallForMs  float64  `json:"stall_for_ms"`
+		Kills       int      `json:"kills"`
+		Reconcile   int      `json:"reconcile"`
+	}{
+		c.Contenders, c.Replicas, c.Accounts, c.Capacity, c.Seed, ms(c.Duration), ms(c.Quiet), c.Skew,
+		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL),
+		c.Weather.Delay, ms(c.Weather.DelayMax), c.Weather.Reorder, c.Weather.Duplicate, c.Weather.Drop,
+		c.Cuts, ms(c.CutFor), c.Freezes, ms(c.FreezeFor), c.Stalls, ms(c.StallFor), c.Kills, c.Reconcile,
+	})
+}

@@ -1,0 +1,115 @@
+package storm
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A contender is one way to put a cache in front of the database. To add one,
+// implement contender and replica and add it to contenders.
+type contender interface {
+	name() string
+
+	// promise is what the contender states about its reads, as far as the
+	// storm can check it.
+	promise(c Config) promise
+
+	// open starts the contender's part of one replica.
+	open(env *environment) (replica, error)
+
+	// openAnnouncer returns what an outside process uses to tell the replicas
+	// what it changed in the database, or nil if the contender has no such
+	// thing. The connection stays the caller's.
+	openAnnouncer(nc *nats.Conn) (announcer, error)
+}
+
+// A promise is a bound on reads that a contender states.
+type promise struct {
+	text     string        // for the legend
+	maxStale time.Duration // no read is stale for longer; zero: not promised
+	tideMark bool          // no read is below the replica's tide mark
+}
+
+// broken reports whether v is a read beyond the bound that p states.
+func (p promise) broken(v verdict) bool {
+	return p.maxStale > 0 && v.stale && v.staleFor > p.maxStale ||
+		p.tideMark && (v.belowMark || v.undoubted)
+}
+
+// A replica is one instance of a contender: the cache inside one process of
+// the service. Its methods may be called concurrently, close last and once.
+type replica interface {
+	// read returns the account, from memory (hit) or else from the database.
+	read(ctx context.Context, account int) (a Account, hit bool, err error)
+
+	// deposit adds cents to the account by a write called op, and returns when
+	// the contender would tell its client that the deposit is done.
+	deposit(ctx context.Context, account int, op uint64, cents int64) error
+
+	// peek returns what a reader would be served from memory alone.
+	peek(account int) (Account, bool)
+
+	close(ctx context.Context) error
+}
+
+// An announcer tells all replicas of changes made behind their back.
+type announcer interface {
+	announce(ctx context.Context, changes []change) error
+	close(ctx context.Context) error
+}
+
+// A change is a row that the reconciliation has written.
+type change struct {
+	account int
+	version uint64
+}
+
+// An environment is what the storm gives to one replica of a contender.
+type environment struct {
+	config Config
+	bank   *bank
+
+	// connect opens a NATS connection through the replica's proxy. The storm
+	// closes it after the replica.
+	connect func(options ...nats.Option) (*nats.Conn, error)
+
+	// through puts the storm's weather and the oracle's ears between a
+	// transport and the replica.
+	through func(transport hint, ears ears) hint
+}
+
+// ears tell the oracle what a replica has been told. Each is called when the
+// replica has handled the news, so that the oracle can hold it to it. Fields
+// may be nil.
+type ears struct {
+	// message returns the versions that msg told the replica of, and whether
+	// it also told it to doubt everything.
+	message func(msg []byte) (news []change, doubt bool)
+	// lost is true if the replica must doubt everything when the transport
+	// says that messages may have been missed.
+	lost bool
+}
+
+// contenders in the order in which they run by default.
+var contenders = []contender{mapContender{}, ttlContender{}, ristrettoContender{}, tidemarkContender{}}
+
+// Names returns the names of all contenders.
+func Names() []string {
+	names := make([]string, len(contenders))
+	for i, c := range contenders {
+		names[i] = c.name()
+	}
+	return names
+}
+
+// lookup returns the contender called name, or nil.
+func lookup(name string) contender {
+	for _, c := range contenders {
+		if c.name() == name {
+			return c
+		}
+	}
+	return nil
+}

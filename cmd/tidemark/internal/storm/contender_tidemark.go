@@ -1,0 +1,189 @@
+package storm
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/wire"
+	"github.com/tidemark-go/tidemark/store/sqlstore"
+)
+
+// tidemarkContender is this module's cache on core NATS, writing through
+// sqlstore.
+type tidemarkContender struct{}
+
+// tidemarkName names the cache on NATS.
+const tidemarkName = "storm"
+
+func (tidemarkContender) name() string { return "tidemark" }
+
+func (tidemarkContender) promise(Config) promise {
+	return promise{
+		text: "never below the replica's tide mark: what it has shown, written or been told of; and nothing from\n" +
+			"             before it was told that messages may be missing. On core NATS no bound in time is promised.",
+		tideMark: true,
+	}
+}
+
+func (tidemarkContender) open(env *environment) (replica, error) {
+	nc, err := env.connect(tidemark.NATSConnectOptions()...)
+	if err != nil {
+		return nil, err
+	}
+	store, err := newRecordingStore(env.bank)
+	if err != nil {
+		return nil, err
+	}
+	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName})
+	inv.Hint = env.through(inv.Hint, ears{message: newTidemarkEar().message, lost: true})
+	cache, err := tidemark.New(tidemark.Options[int, Account]{
+		MaxCost:     int64(env.config.Capacity),
+		Store:       store,
+		Invalidator: inv,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := cache.Ready(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("tidemark: not ready: %w", err), cache.Close(ctx))
+	}
+	return &tidemarkReplica{cache: cache}, nil
+}
+
+func (tidemarkContender) openAnnouncer(nc *nats.Conn) (announcer, error) {
+	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[int]{
+		Invalidator: tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &publisherAnnouncer{p}, nil
+}
+
+// A publisherAnnouncer tells the replicas of changes through a Publisher.
+type publisherAnnouncer struct{ publisher *tidemark.Publisher[int] }
+
+func (a *publisherAnnouncer) announce(ctx context.Context, changes []change) error {
+	changed := make(map[int]tidemark.Version, len(changes))
+	for _, c := range changes {
+		changed[c.account] = tidemark.Version(c.version)
+	}
+	return a.publisher.InvalidateMany(ctx, changed)
+}
+
+func (a *publisherAnnouncer) close(ctx context.Context) error { return a.publisher.Close(ctx) }
+
+type tidemarkReplica struct{ cache *tidemark.Cache[int, Account] }
+
+func (r *tidemarkReplica) read(ctx context.Context, account int) (Account, bool, error) {
+	if e, ok := r.cache.GetEntry(account); ok {
+		return e.Value, true, nil
+	}
+	e, err := r.cache.Load(ctx, account)
+	return e.Value, false, err
+}
+
+func (r *tidemarkReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {
+	_, err := r.cache.Update(ctx, account, func(current tidemark.Entry[Account]) (Account, error) {
+		return current.Value.deposit(op, cents), nil
+	})
+	return err
+}
+
+func (r *tidemarkReplica) peek(account int) (Account, bool) { return r.cache.Get(account) }
+
+func (r *tidemarkReplica) close(ctx context.Context) error { return r.cache.Close(ctx) }
+
+// A tidemarkEar understands what a replica is told, as far as it binds it: the
+// versions in invalidations, and that everything is suspect after "everything
+// changed", after a hole in an origin's numbers, and after what cannot be read.
+// It is used by one goroutine.
+type tidemarkEar struct {
+	msg  wire.Message
+	last map[uint64]uint64 // sequence number by origin
+}
+
+func newTidemarkEar() *tidemarkEar { return &tidemarkEar{last: make(map[uint64]uint64)} }
+
+func (e *tidemarkEar) message(msg []byte) (news []change, doubt bool) {
+	m := &e.msg
+	if err := wire.Decode(msg, m); err != nil {
+		return nil, true
+	}
+	last := e.last[m.Origin]
+	doubt = m.Seq > last+1 || m.Kind == wire.KindInvalidateAll
+	e.last[m.Origin] = max(last, m.Seq)
+	for _, entry := range m.Entries {
+		if m.Kind == wire.KindInvalidate && len(entry.Key) == 8 {
+			news = append(news, change{int(binary.LittleEndian.Uint64(entry.Key)), entry.Version})
+		}
+	}
+	return news, doubt
+}
+
+// A recordingStore is a sqlstore that tells the bank what it has read and
+// written.
+type recordingStore struct {
+	*sqlstore.Store[int, Account]
+	bank *bank
+
+	mu      sync.Mutex // guards inDoubt
+	inDoubt map[tidemark.OpID]uint64
+}
+
+func newRecordingStore(b *bank) (*recordingStore, error) {
+	store, err := newSQLStore(b.db)
+	if err != nil {
+		return nil, err
+	}
+	return &recordingStore{Store: store, bank: b, inDoubt: make(map[tidemark.OpID]uint64)}, nil
+}
+
+func (s *recordingStore) Load(ctx context.Context, account int) (Account, tidemark.Version, error) {
+	s.bank.reads.Add(1)
+	return s.Store.Load(ctx, account)
+}
+
+func (s *recordingStore) LoadMany(ctx context.Context, accounts []int) (map[int]tidemark.Loaded[Account], error) {
+	s.bank.reads.Add(uint64(len(accounts)))
+	return s.Store.LoadMany(ctx, accounts)
+}
+
+func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base tidemark.Version, a Account, op tidemark.OpID) (tidemark.Version, error) {
+	s.bank.writing.Lock()
+	version, err := s.Store.CompareAndSet(ctx, account, base, a, op)
+	s.bank.writing.Unlock()
+	var conflict *tidemark.ConflictError
+	switch {
+	case err == nil:
+		s.bank.committed(account, a.Op, uint64(version))
+	case errors.As(err, &conflict):
+		s.bank.reads.Add(1) // the row was read to see why
+	case !errors.Is(err, tidemark.ErrUnavailable):
+		s.mu.Lock()
+		s.inDoubt[op] = a.Op
+		s.mu.Unlock()
+	}
+	return version, err
+}
+
+// Outcome also tells the oracle of a commit whose answer was lost.
+func (s *recordingStore) Outcome(ctx context.Context, account int, op tidemark.OpID) (tidemark.Version, bool, error) {
+	version, found, err := s.Store.Outcome(ctx, account, op)
+	s.mu.Lock()
+	written, doubted := s.inDoubt[op]
+	s.mu.Unlock()
+	if found && doubted {
+		s.bank.committed(account, written, uint64(version))
+	}
+	return version, found, err
+}

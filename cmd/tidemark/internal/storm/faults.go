@@ -1,0 +1,167 @@
+package storm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// runFaults runs the schedule. It returns when every fault has ended.
+func (r *run) runFaults(ctx context.Context, begin time.Time) {
+	kills := 0
+	for _, f := range schedule(r.config) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(begin.Add(f.at))):
+		}
+		r.tell(f.String())
+		switch f.kind {
+		case faultCut:
+			r.during(ctx, f, r.nodes[f.replica].proxy.cut, r.nodes[f.replica].proxy.restore)
+		case faultFreeze:
+			r.during(ctx, f, r.nodes[f.replica].proxy.freeze, r.nodes[f.replica].proxy.unfreeze)
+		case faultStall:
+			for _, l := range r.nodes[f.replica].links {
+				l.stall(f.length)
+			}
+		case faultKill:
+			n := kills
+			kills++
+			r.faults.Go(func() { r.fail(r.killWriter(ctx, n)) })
+		case faultReconcile:
+			r.faults.Go(func() { r.fail(r.reconcile(ctx)) })
+		}
+		r.mu.Lock()
+		r.executed = append(r.executed, fmt.Sprintf("%.2fs %v", time.Since(begin).Seconds(), f))
+		r.mu.Unlock()
+	}
+}
+
+// during begins a fault now and ends it after its length, or when the load
+// ends.
+func (r *run) during(ctx context.Context, f fault, start, end func()) {
+	start()
+	r.faults.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(f.length):
+		}
+		end()
+	})
+}
+
+// fail remembers that the storm itself went wrong.
+func (r *run) fail(err error) {
+	if err == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faultErr = errors.Join(r.faultErr, err)
+}
+
+// depositsBeforeDeath is how many deposits a doomed writer makes in order to
+// have a warm cache and a place among the replicas when it dies.
+const depositsBeforeDeath = 3
+
+// killWriter starts a process that makes some deposits and dies in the middle
+// of the last: the database has committed it, and nothing that the process does
+// afterwards reaches anybody. The process's own view of that does not matter.
+func (r *run) killWriter(ctx context.Context, nth int) error {
+	ctx = context.WithoutCancel(ctx)
+	n, err := r.openNode(r.config.Replicas+nth, Weather{})
+	if err != nil {
+		if n != nil {
+			err = errors.Join(err, n.close(ctx))
+		}
+		return fmt.Errorf("starting a writer: %w", err)
+	}
+	accounts := drawAccounts(r.config, streamKills+uint64(nth)<<8, depositsBeforeDeath+1)
+	for _, a := range accounts[:depositsBeforeDeath] {
+		// An error has been entered in the books; the writer dies anyway.
+		_ = r.deposit(ctx, n, int(a), 100)
+	}
+	return r.killDuring(ctx, n, int(accounts[depositsBeforeDeath]))
+}
+
+// killDuring lets n make one deposit and kills it at the commit.
+func (r *run) killDuring(ctx context.Context, n *node, account int) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	died := make(chan struct{})
+	n.bank.onCommit(func(account int, op, version uint64) {
+		n.die()
+		r.mu.Lock()
+		r.killed[change{account, version}] = struct{}{}
+		r.mu.Unlock()
+		// The statement has returned: from here on the deposit is a fact.
+		r.oracle.acknowledge(account, op, r.oracle.now())
+		close(died)
+	})
+	finished := make(chan error, 1)
+	r.faults.Go(func() { finished <- r.deposit(ctx, n, account, 100) })
+	select {
+	case <-died:
+	case err := <-finished:
+		if _, ok := <-died; ok || err != nil {
+			return errors.Join(err, n.close(ctx))
+		}
+	}
+	// Free what the dead process holds. It is silent, so nobody can see this,
+	// and that it has something left to publish is the point.
+	cancel()
+	grave, done := context.WithTimeout(context.WithoutCancel(ctx), 200*time.Millisecond)
+	defer done()
+	_ = n.close(grave)
+	return nil
+}
+
+// die makes the process silent and deaf, and resets its connection.
+func (n *node) die() {
+	for _, l := range n.links {
+		l.kill()
+	}
+	n.proxy.cut()
+}
+
+// reconcileChunk is how many accounts one transaction of the job changes.
+const reconcileChunk = 50
+
+// jobTime is how long the job may take before the storm gives up.
+const jobTime = 30 * time.Second
+
+// reconcile is the overnight job: it changes accounts by SQL alone, and tells
+// the replicas afterwards from outside, if the contender has a way to do so.
+func (r *run) reconcile(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobTime)
+	defer cancel()
+	accounts := drawDistinct(r.config, streamReconcile, r.config.Reconcile)
+	rng := rand.New(rand.NewPCG(r.config.Seed, streamReconcile+1<<32))
+	for len(accounts) > 0 {
+		chunk := accounts[:min(reconcileChunk, len(accounts))]
+		accounts = accounts[len(chunk):]
+		corrections := make([]correction, len(chunk))
+		for i, a := range chunk {
+			corrections[i] = correction{account: a, op: r.oracle.beginWrite(a), cents: 1 + rng.Int64N(100)}
+		}
+		changes, err := r.database.correct(ctx, corrections)
+		at := r.oracle.now()
+		if err != nil {
+			return fmt.Errorf("reconciliation: %w", err)
+		}
+		for _, c := range corrections {
+			r.oracle.acknowledge(c.account, c.op, at)
+			r.ledger.record(c.account, c.cents)
+		}
+		if r.announcer == nil {
+			continue
+		}
+		if err := r.announcer.announce(ctx, changes); err != nil {
+			return fmt.Errorf("announcing the reconciliation: %w", err)
+		}
+	}
+	return nil
+}

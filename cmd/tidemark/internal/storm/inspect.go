@@ -1,0 +1,133 @@
+package storm
+
+import (
+	"context"
+	"time"
+)
+
+// counts are what one worker saw, or all of them together.
+type counts struct {
+	reads, hits, writes       uint64
+	stale, backward, beyond   uint64
+	unknown                   uint64
+	worstStale                time.Duration
+	readLatency, writeLatency histogram
+}
+
+// judge enters a verdict that is not clean.
+func (c *counts) judge(v verdict, beyond bool) {
+	if v.stale {
+		c.stale++
+		c.worstStale = max(c.worstStale, v.staleFor)
+	}
+	if v.backward {
+		c.backward++
+	}
+	if beyond {
+		c.beyond++
+	}
+	if v.unknown {
+		c.unknown++
+	}
+}
+
+func (c *counts) add(d *counts) {
+	c.reads += d.reads
+	c.hits += d.hits
+	c.writes += d.writes
+	c.stale += d.stale
+	c.backward += d.backward
+	c.beyond += d.beyond
+	c.unknown += d.unknown
+	c.worstStale = max(c.worstStale, d.worstStale)
+	c.readLatency.merge(&d.readLatency)
+	c.writeLatency.merge(&d.writeLatency)
+}
+
+// inspect compares the books and the caches with the database, and sums up.
+func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
+	reads := r.database.reads.Load()
+	var books imbalance
+	var rest atRest
+	err := r.database.all(ctx, func(account int, a Account, version uint64) {
+		books = books.add(r.ledger.compare(account, a))
+		for _, n := range r.nodes {
+			rest.add(r.compareResident(n, account, a))
+		}
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	res := Result{
+		Name:    r.contender.name(),
+		Promise: r.promise.text,
+		Reads:   c.reads, Writes: c.writes,
+		StaleReads: c.stale, MaxStaleMs: float64(c.worstStale.Microseconds()) / 1000,
+		BackwardReads: c.backward,
+		LostUpdates:   uint64(books.lost + books.repeated), LostCents: books.cents,
+		WrongAtRest: rest.wrong, WrongUnannounced: rest.unannounced, Resident: rest.resident,
+		BeyondBound: c.beyond, UnknownReads: c.unknown,
+		DBReads:   reads,
+		ReadP50Ns: c.readLatency.quantile(0.50).Nanoseconds(), ReadP99Ns: c.readLatency.quantile(0.99).Nanoseconds(),
+		WriteP50Us: float64(c.writeLatency.quantile(0.50).Nanoseconds()) / 1000,
+		WriteP99Us: float64(c.writeLatency.quantile(0.99).Nanoseconds()) / 1000,
+		ReadErrors: r.readErrors.Load(), WriteErrors: r.writeErrors.Load(), DoubtfulWrites: r.doubtfulWrites.Load(),
+	}
+	if c.reads > 0 {
+		res.HitRatio = float64(c.hits) / float64(c.reads)
+	}
+	for _, n := range r.nodes {
+		for _, l := range n.links {
+			res.Messages = res.Messages.add(l.tally())
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	res.Faults, res.Violations = r.executed, r.violations
+	return res, nil
+}
+
+// atRest sums up what the caches hold when nothing moves any more.
+type atRest struct {
+	resident    uint64
+	wrong       uint64
+	unannounced uint64 // of wrong: all that is newer came from writers killed before they could tell
+}
+
+func (s *atRest) add(t atRest) {
+	s.resident += t.resident
+	s.wrong += t.wrong
+	s.unannounced += t.unannounced
+}
+
+// compareResident compares what n would serve from memory with the database.
+func (r *run) compareResident(n *node, account int, truth Account) atRest {
+	a, ok := n.replica.peek(account)
+	if !ok {
+		return atRest{}
+	}
+	if a == truth {
+		return atRest{resident: 1}
+	}
+	s := atRest{resident: 1, wrong: 1}
+	version, exact, known := r.oracle.settle(account, a.Op)
+	switch {
+	case known && exact && version >= r.newestAnnounced(account):
+		s.unannounced = 1
+	case r.promise.tideMark:
+		r.note("at rest replica %d account %d: cached op %d version %d, the database has op %d version %d",
+			n.id, account, a.Op, version, truth.Op, r.oracle.newestBut(account, nil))
+	}
+	return s
+}
+
+// newestAnnounced returns the newest version of account whose writer lived to
+// tell it.
+func (r *run) newestAnnounced(account int) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.oracle.newestBut(account, func(version uint64) bool {
+		_, killed := r.killed[change{account, version}]
+		return killed
+	})
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tidemark-go/tidemark"
+)
+
+const invalidateUsage = `usage: tidemark invalidate -name NAME [flags] [key | key@version]...
+
+Invalidate tells the replicas of a cache which keys a batch job, a migration or
+a person has changed in the database. Without arguments it reads the keys from
+standard input, one a line. The version is the one that the row has now; without
+it the replicas know only that the key has changed. What follows the last @ of a
+key is a version if it is a number: write key@0 for a key that ends like that.
+
+Nothing is published if one of the keys cannot be understood.
+
+`
+
+// A busTarget is a cache on a NATS server, as the flags name it.
+type busTarget struct {
+	server, name, schema, keyType string
+}
+
+func (t *busTarget) define(f *flag.FlagSet) {
+	f.StringVar(&t.server, "server", nats.DefaultURL, "`url` of the NATS server")
+	f.StringVar(&t.name, "name", "", "`name` of the cache; required")
+	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys: string or int")
+}
+
+func (t *busTarget) validate() error {
+	var errs []error
+	if t.name == "" {
+		errs = append(errs, errors.New("-name is required"))
+	}
+	if t.keyType != "string" && t.keyType != "int" {
+		errs = append(errs, fmt.Errorf("-key-type is %q, want string or int", t.keyType))
+	}
+	return errors.Join(errs...)
+}
+
+// connect returns a connection to the server, or why it cannot be reached.
+func (t *busTarget) connect(options ...nats.Option) (*nats.Conn, error) {
+	options = append([]nats.Option{nats.Timeout(3 * time.Second), nats.Name("tidemark")}, options...)
+	nc, err := nats.Connect(t.server, options...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach %s: %w", t.server, err)
+	}
+	return nc, nil
+}
+
+// runInvalidate is "tidemark invalidate".
+func runInvalidate(ctx context.Context, args []string, io streams) int {
+	var target busTarget
+	flags := flag.NewFlagSet("invalidate", flag.ContinueOnError)
+	flags.SetOutput(io.err)
+	flags.Usage = func() {
+		fmt.Fprint(io.err, invalidateUsage)
+		flags.PrintDefaults()
+	}
+	target.define(flags)
+	flags.StringVar(&target.schema, "schema", "", "`schema` of the cache")
+	all := flags.Bool("all", false, "everything may have changed")
+	timeout := flags.Duration("timeout", 10*time.Second, "give up after this `duration`")
+	if status, done := parse(flags, args); done {
+		return status
+	}
+	if err := target.validate(); err != nil {
+		return complain(io, "invalidate", err)
+	}
+	if *all && flags.NArg() > 0 {
+		return complain(io, "invalidate", errors.New("-all takes no keys"))
+	}
+	var changed []keyVersion
+	if !*all {
+		var err error
+		if changed, err = readKeys(flags.Args(), io.in, target.keyType); err != nil {
+			return complain(io, "invalidate", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	if err := publishInvalidations(ctx, target, *all, changed); err != nil {
+		fmt.Fprintf(io.err, "tidemark invalidate: nothing is certain to have been published: %v\n", err)
+		return exitFailed
+	}
+	subject := tidemark.NATSSubject(target.name)
+	switch {
+	case *all:
+		fmt.Fprintf(io.out, "published \"everything changed\" on %s\n", subject)
+	case len(changed) == 1:
+		fmt.Fprintf(io.out, "published 1 key on %s\n", subject)
+	default:
+		fmt.Fprintf(io.out, "published %d keys on %s\n", len(changed), subject)
+	}
+	return exitOK
+}
+
+// A keyVersion is one key as the user wrote it.
+type keyVersion struct {
+	text    string
+	number  int64 // the key, if the keys are integers
+	version tidemark.Version
+}
+
+// readKeys returns the keys in args, or else those in r, one a line. The error
+// names every key that cannot be understood.
+func readKeys(args []string, r io.Reader, keyType string) ([]keyVersion, error) {
+	var keys []keyVersion
+	var errs []error
+	add := func(where, s string) {
+		k, err := parseKeyVersion(s, keyType)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", where, err))
+		}
+		keys = append(keys, k)
+	}
+	if len(args) > 0 {
+		for i, s := range args {
+			add(fmt.Sprintf("argument %d", i+1), s)
+		}
+		return keys, errors.Join(errs...)
+	}
+	lines := bufio.NewScanner(r)
+	for n := 1; lines.Scan(); n++ {
+		if line := strings.TrimSuffix(lines.Text(), "\r"); line != "" {
+			add(fmt.Sprintf("line %d", n), line)
+		}
+	}
+	return keys, errors.Join(append(errs, lines.Err())...)
+}
+
+// parseKeyVersion splits key@version. Only digits after the last @ are a
+// version, so that "user@example.com" is a key.
+func parseKeyVersion(s, keyType string) (k keyVersion, err error) {
+	k.text = s
+	if at := strings.LastIndexByte(s, '@'); at >= 0 && isDigits(s[at+1:]) {
+		v, err := strconv.ParseUint(s[at+1:], 10, 64)
+		if err != nil {
+			return k, fmt.Errorf("%q has version %s, which is too large", s, s[at+1:])
+		}
+		k.text, k.version = s[:at], tidemark.Version(v)
+	}
+	if keyType == "int" {
+		if k.number, err = strconv.ParseInt(k.text, 10, 64); err != nil {
+			return k, fmt.Errorf("%q is not an integer key", k.text)
+		}
+	}
+	return k, nil
+}
+
+func isDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+// publishInvalidations returns when the server has all messages.
+func publishInvalidations(ctx context.Context, target busTarget, all bool, changed []keyVersion) error {
+	nc, err := target.connect(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: target.name, Schema: target.schema})
+	if target.keyType == "int" {
+		err = publishKeys(ctx, inv, all, changed, func(k keyVersion) int64 { return k.number })
+	} else {
+		err = publishKeys(ctx, inv, all, changed, func(k keyVersion) string { return k.text })
+	}
+	if err != nil {
+		return err
+	}
+	// A server that refuses a message says so before it answers the ping that
+	// the publisher has waited for, but nats.go only notes it here.
+	return nc.LastError()
+}
+
+// publishKeys publishes keys of one type.
+func publishKeys[K comparable](ctx context.Context, inv tidemark.Invalidator, all bool, changed []keyVersion, key func(keyVersion) K) error {
+	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[K]{Invalidator: inv})
+	if err != nil {
+		return err
+	}
+	if all {
+		err = p.InvalidateAll(ctx)
+	} else {
+		err = p.InvalidateMany(ctx, mergeKeys(changed, key))
+	}
+	return errors.Join(err, p.Close(ctx))
+}
+
+// mergeKeys returns each key once: with version 0 if the version of one mention
+// is not known, and else with the newest.
+func mergeKeys[K comparable](changed []keyVersion, key func(keyVersion) K) map[K]tidemark.Version {
+	merged := make(map[K]tidemark.Version, len(changed))
+	for _, k := range changed {
+		have, seen := merged[key(k)]
+		switch {
+		case !seen:
+			merged[key(k)] = k.version
+		case have == 0 || k.version == 0:
+			merged[key(k)] = 0
+		default:
+			merged[key(k)] = max(have, k.version)
+		}
+	}
+	return merged
+}

@@ -1,0 +1,97 @@
+// Command tidemark shows and operates the caches of this module: it replays the
+// incident that they exist for, tells running replicas what changed, and shows
+// what they tell each other. Run "tidemark help" for the list.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// Exit statuses of every subcommand.
+const (
+	exitOK     = 0
+	exitFailed = 1 // the subcommand did its work, and the answer is bad; or it could not
+	exitUsage  = 2 // it was asked in a way it does not understand
+)
+
+// A command is one subcommand. run returns the exit status.
+type command struct {
+	name, summary string
+	run           func(ctx context.Context, args []string, io streams) int
+}
+
+// streams are what a subcommand reads and writes.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+var commands = []command{
+	{"storm", "replay lost, late, doubled and reordered messages against several caches", runStorm},
+	{"invalidate", "tell the replicas of a cache that keys changed", runInvalidate},
+	{"watch", "print what the replicas of a cache tell each other", runWatch},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr}))
+}
+
+// run finds the subcommand and runs it.
+func run(ctx context.Context, args []string, io streams) int {
+	if len(args) == 0 {
+		usage(io.err)
+		return exitUsage
+	}
+	switch args[0] {
+	case "help", "-h", "-help", "--help":
+		if len(args) == 2 {
+			args = []string{args[1], "-h"}
+			break
+		}
+		usage(io.out)
+		return exitOK
+	}
+	for _, c := range commands {
+		if c.name == args[0] {
+			return c.run(ctx, args[1:], io)
+		}
+	}
+	fmt.Fprintf(io.err, "tidemark: unknown command %q\n\n", args[0])
+	usage(io.err)
+	return exitUsage
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "usage: tidemark <command> [flags]\n\n")
+	for _, c := range commands {
+		fmt.Fprintf(w, "  %-11s %s\n", c.name, c.summary)
+	}
+	fmt.Fprint(w, "\n\"tidemark <command> -h\" explains a command.\n")
+}
+
+// parse parses the flags of a subcommand. If done is true, the subcommand ends
+// with status.
+func parse(flags *flag.FlagSet, args []string) (status int, done bool) {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK, true
+	case err != nil:
+		return exitUsage, true // flags has said what is wrong
+	}
+	return exitOK, false
+}
+
+// complain reports a mistake in the arguments of a subcommand.
+func complain(io streams, command string, err error) int {
+	fmt.Fprintf(io.err, "tidemark %s: %v\n", command, err)
+	return exitUsage
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/tidemark-go/tidemark/cmd/tidemark/internal/storm"
+)
+
+const stormUsage = `usage: tidemark storm [flags]
+
+Storm runs replicas of a service, each with its own cache, in front of one
+database, does to them what production does, and counts what their readers got
+to see, against the truth. It runs the same schedule for each contender.
+
+The exit status is 1 if tidemark broke a promise: a read went backwards on one
+replica, an acknowledged deposit was lost, an entry was wrong at rest though its
+replica could have known, or a read was below the replica's tide mark.
+
+`
+
+// runStorm is "tidemark storm".
+func runStorm(ctx context.Context, args []string, io streams) int {
+	config := storm.Default()
+	flags := flag.NewFlagSet("storm", flag.ContinueOnError)
+	flags.SetOutput(io.err)
+	flags.Usage = func() {
+		fmt.Fprint(io.err, stormUsage)
+		flags.PrintDefaults()
+	}
+	names := flags.String("contenders", strings.Join(config.Contenders, ","), "`names` of the contenders, in their order, separated by commas")
+	jsonFile := flags.String("json", "", "also write the report as JSON to this `file`")
+	stormFlags(flags, &config)
+	if status, done := parse(flags, args); done {
+		return status
+	}
+	if flags.NArg() > 0 {
+		return complain(io, "storm", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
+	}
+	config.Contenders = strings.FieldsFunc(*names, func(r rune) bool { return r == ',' || r == ' ' })
+	if err := config.Validate(); err != nil {
+		return complain(io, "storm", err)
+	}
+	return stormReport(ctx, config, *jsonFile, io)
+}
+
+// stormFlags defines a flag for each field of c but the contenders.
+func stormFlags(f *flag.FlagSet, c *storm.Config) {
+	f.IntVar(&c.Replicas, "replicas", c.Replicas, "`replicas` of the service")
+	f.IntVar(&c.Accounts, "accounts", c.Accounts, "`rows` in the database")
+	f.IntVar(&c.Capacity, "capacity", c.Capacity, "`entries` that each replica's cache may hold")
+	f.Uint64Var(&c.Seed, "seed", c.Seed, "`seed` of the schedule of operations and faults")
+	f.DurationVar(&c.Duration, "duration", c.Duration, "load on each contender, a `duration`")
+	f.DurationVar(&c.Quiet, "quiet", c.Quiet, "quiet `duration` after the faults have healed, before the caches are inspected")
+	f.Float64Var(&c.Skew, "skew", c.Skew, "Zipf `exponent` of the accounts, above 1")
+	f.IntVar(&c.Readers, "readers", c.Readers, "reading `goroutines` a replica")
+	f.IntVar(&c.Writers, "writers", c.Writers, "writing `goroutines` a replica")
+	f.IntVar(&c.ReadRate, "read-rate", c.ReadRate, "`reads` a second, all replicas together")
+	f.IntVar(&c.WriteRate, "write-rate", c.WriteRate, "`deposits` a second, all replicas together")
+	f.DurationVar(&c.TTL, "ttl", c.TTL, "time to live of the contender ttl, a `duration`")
+
+	f.Float64Var(&c.Weather.Delay, "delay", c.Weather.Delay, "`share` of messages that hold up themselves and all that follow")
+	f.DurationVar(&c.Weather.DelayMax, "delay-max", c.Weather.DelayMax, "for at most this `duration`")
+	f.Float64Var(&c.Weather.Reorder, "reorder", c.Weather.Reorder, "`share` of messages that later ones overtake")
+	f.Float64Var(&c.Weather.Duplicate, "duplicate", c.Weather.Duplicate, "`share` of messages that come again, up to a second later")
+	f.Float64Var(&c.Weather.Drop, "drop", c.Weather.Drop, "`share` of messages that never come")
+
+	f.IntVar(&c.Cuts, "cut", c.Cuts, "`times` that a replica's connection is cut")
+	f.DurationVar(&c.CutFor, "cut-for", c.CutFor, "for this `duration`")
+	f.IntVar(&c.Freezes, "freeze", c.Freezes, "`times` that a replica's network stops without an error")
+	f.DurationVar(&c.FreezeFor, "freeze-for", c.FreezeFor, "for this `duration`")
+	f.IntVar(&c.Stalls, "stall", c.Stalls, "`times` that a replica's consumer stops reading")
+	f.DurationVar(&c.StallFor, "stall-for", c.StallFor, "for this `duration`")
+	f.IntVar(&c.Kills, "kill", c.Kills, "`writers` killed between commit and publish")
+	f.IntVar(&c.Reconcile, "reconcile", c.Reconcile, "`accounts` that the overnight job changes by SQL; 0: no job")
+}
+
+// stormReport runs the storm and prints what it found.
+func stormReport(ctx context.Context, config storm.Config, jsonFile string, io streams) int {
+	fail := func(err error) int {
+		fmt.Fprintf(io.err, "tidemark storm: %v\n", err)
+		return exitFailed
+	}
+	p := newProgress(io.err)
+	report, err := storm.Run(ctx, config, p.update)
+	p.end()
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fail(errors.New("interrupted"))
+	case err != nil:
+		return fail(err)
+	}
+	fmt.Fprintf(io.out, "%d replicas, %s accounts, %s entries each, seed %d, %v of load each\n\n", config.Replicas,
+		storm.Group(config.Accounts), storm.Group(config.Capacity), config.Seed, config.Duration)
+	if err := report.WriteTable(io.out); err != nil {
+		return fail(err)
+	}
+	if jsonFile != "" {
+		if err := writeReport(report, jsonFile); err != nil {
+			return fail(err)
+		}
+	}
+	if broken := report.Broken(); len(broken) > 0 {
+		fmt.Fprintf(io.out, "\nBROKEN PROMISE: %s\n", strings.Join(broken, "; "))
+		return exitFailed
+	}
+	return exitOK
+}
+
+func writeReport(report *storm.Report, file string) error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(report.WriteJSON(f), f.Close())
+}
+
+// A progress shows a Status as a bar on a terminal, and as a line for every
+// event anywhere else.
+type progress struct {
+	w         io.Writer
+	bar       bool
+	contender string
+	event     string
+}
+
+func newProgress(w io.Writer) *progress {
+	f, ok := w.(*os.File)
+	if !ok {
+		return &progress{w: w}
+	}
+	info, err := f.Stat()
+	return &progress{w: w, bar: err == nil && info.Mode()&os.ModeCharDevice != 0}
+}
+
+const barWidth = 30
+
+// update is called for every Status.
+func (p *progress) update(s storm.Status) {
+	if s.Contender != p.contender {
+		p.contender, p.event = s.Contender, ""
+		if !p.bar {
+			fmt.Fprintf(p.w, "%s (%d of %d)\n", s.Contender, s.Index+1, s.Of)
+		}
+	}
+	if s.Event != "" {
+		p.event = s.Event
+		if !p.bar {
+			fmt.Fprintf(p.w, "  %5.1fs %s\n", s.Elapsed.Seconds(), s.Event)
+		}
+	}
+	if !p.bar {
+		return
+	}
+	done := (float64(s.Index) + min(1, float64(s.Elapsed)/float64(max(s.Total, 1)))) / float64(s.Of)
+	full := int(done * barWidth)
+	left := time.Duration((1 - done) * float64(s.Of) * float64(s.Total)).Round(time.Second)
+	fmt.Fprintf(p.w, "\r\x1b[K[%s%s] %3.0f%%  %-9s %-7s %s  (about %v left)",
+		strings.Repeat("#", full), strings.Repeat(".", barWidth-full), 100*done, s.Contender, s.Phase, p.event, left)
+}
+
+// end leaves the terminal clean.
+func (p *progress) end() {
+	if p.bar {
+		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/wire"
+)
+
+const watchUsage = `usage: tidemark watch -name NAME [flags]
+
+Watch prints each message that the replicas of a cache exchange, one a line,
+until it is interrupted. What cannot be decoded is printed too.
+
+`
+
+// runWatch is "tidemark watch".
+func runWatch(ctx context.Context, args []string, io streams) int {
+	var target busTarget
+	flags := flag.NewFlagSet("watch", flag.ContinueOnError)
+	flags.SetOutput(io.err)
+	flags.Usage = func() {
+		fmt.Fprint(io.err, watchUsage)
+		flags.PrintDefaults()
+	}
+	target.define(flags)
+	asJSON := flags.Bool("json", false, "print JSON, one object a line")
+	count := flags.Int("count", 0, "end after this `number` of messages; 0: never")
+	if status, done := parse(flags, args); done {
+		return status
+	}
+	if flags.NArg() > 0 {
+		return complain(io, "watch", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
+	}
+	if err := target.validate(); err != nil {
+		return complain(io, "watch", err)
+	}
+	w := &watcher{out: io.out, err: io.err, keyType: target.keyType, asJSON: *asJSON, left: *count, done: make(chan struct{})}
+	if err := w.watch(ctx, target); err != nil {
+		fmt.Fprintf(io.err, "tidemark watch: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// A watcher prints messages.
+type watcher struct {
+	keyType string
+	asJSON  bool
+	done    chan struct{} // closed when enough has been printed, or output fails
+
+	mu   sync.Mutex // guards everything below
+	out  io.Writer
+	err  io.Writer
+	left int // messages to print; 0: no end, -1: done
+	fail error
+}
+
+// watch prints until ctx ends or the watcher is done.
+func (w *watcher) watch(ctx context.Context, target busTarget) error {
+	missed := func(why string) { w.complain("messages may be missing: " + why) }
+	nc, err := target.connect(
+		nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // nil: this end has closed it
+				missed("disconnected: " + err.Error())
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { missed("connected again") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { missed(err.Error()) }))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	subject := tidemark.NATSSubject(target.name)
+	if _, err := nc.Subscribe(subject, func(m *nats.Msg) { w.print(time.Now(), m.Data) }); err != nil {
+		return err
+	}
+	if err := nc.FlushTimeout(3 * time.Second); err != nil {
+		return fmt.Errorf("subscribe to %s: %w", subject, err)
+	}
+	w.complain("watching " + subject)
+	select {
+	case <-ctx.Done():
+	case <-w.done:
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fail
+}
+
+// complain tells the person who watches, and keeps that out of the output.
+func (w *watcher) complain(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fmt.Fprintf(w.err, "tidemark watch: %s\n", what)
+}
+
+// print prints one message.
+func (w *watcher) print(at time.Time, msg []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.left < 0 {
+		return
+	}
+	line := describe(at, msg, w.keyType)
+	text := line.String()
+	if w.asJSON {
+		b, err := json.Marshal(line)
+		text, w.fail = string(b), err
+	}
+	if w.fail == nil {
+		_, w.fail = fmt.Fprintln(w.out, text)
+	}
+	if w.left--; w.left == 0 || w.fail != nil {
+		w.left = -1
+		close(w.done)
+	} else if w.left < 0 {
+		w.left = 0
+	}
+}
+
+// A watchedMessage is a message as it is printed. Ids are in hexadecimal: they
+// are random, and do not fit the numbers of JSON.
+type watchedMessage struct {
+	Time   time.Time    `json:"time"`
+	Bytes  int          `json:"bytes"`
+	Kind   string       `json:"kind,omitempty"`
+	Cache  string       `json:"cache,omitempty"`
+	Origin string       `json:"origin,omitempty"`
+	Seq    uint64       `json:"seq,omitempty"`
+	Epoch  uint32       `json:"epoch,omitempty"`
+	Flags  uint16       `json:"flags,omitempty"`
+	Nonce  uint64       `json:"nonce,omitempty"`
+	Keys   []watchedKey `json:"keys,omitempty"`
+	Error  string       `json:"error,omitempty"`
+	Raw    string       `json:"raw,omitempty"` // the first bytes of what cannot be decoded
+}
+
+type watchedKey struct {
+	Key     string `json:"key"`
+	Version uint64 `json:"version"` // 0: not known
+	Deleted bool   `json:"deleted,omitempty"`
+}
+
+// rawShown is how many bytes of an undecodable message are printed.
+const rawShown = 64
+
+// describe decodes msg as far as that is possible.
+func describe(at time.Time, msg []byte, keyType string) watchedMessage {
+	var m wire.Message
+	err := wire.Decode(msg, &m)
+	line := watchedMessage{Time: at.UTC(), Bytes: len(msg)}
+	if err != nil {
+		line.Error = err.Error()
+		line.Raw = hex.EncodeToString(msg[:min(len(msg), rawShown)])
+		if !errors.Is(err, wire.ErrUnknownKind) {
+			return line // nothing else in m is filled in
+		}
+	}
+	line.Kind, line.Epoch, line.Flags, line.Nonce, line.Seq = m.Kind.String(), m.Epoch, m.Flags, m.Nonce, m.Seq
+	line.Cache, line.Origin = fmt.Sprintf("%016x", m.CacheID), fmt.Sprintf("%016x", m.Origin)
+	for _, e := range m.Entries {
+		line.Keys = append(line.Keys, watchedKey{keyText(e.Key, keyType), e.Version, e.Deleted})
+	}
+	return line
+}
+
+// keyText returns a key as the user writes it, or its bytes in hexadecimal
+// if it is not of the type that the user expects.
+func keyText(key []byte, keyType string) string {
+	switch {
+	case keyType == "string":
+		return string(key)
+	case len(key) == 8:
+		return strconv.FormatInt(int64(binary.LittleEndian.Uint64(key)), 10)
+	default:
+		return "0x" + hex.EncodeToString(key)
+	}
+}
+
+// String returns the message as one line for people.
+func (m watchedMessage) String() string {
+	var b strings.Builder
+	b.WriteString(m.Time.Format("15:04:05.000000"))
+	if m.Kind != "" {
+		fmt.Fprintf(&b, " cache %s origin %s #%d %s", m.Cache, m.Origin, m.Seq, m.Kind)
+	}
+	if m.Nonce != 0 {
+		fmt.Fprintf(&b, " %d", m.Nonce)
+	}
+	for _, k := range m.Keys {
+		fmt.Fprintf(&b, " %q", k.Key)
+		if k.Version != 0 {
+			fmt.Fprintf(&b, "@%d", k.Version)
+		}
+		if k.Deleted {
+			b.WriteString("(deleted)")
+		}
+	}
+	if m.Error != "" {
+		fmt.Fprintf(&b, " undecodable (%s), %d bytes: %s", m.Error, m.Bytes, m.Raw)
+	}
+	return b.String()
+}
