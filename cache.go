@@ -478,7 +478,7 @@ func (c *Cache[K, V]) maintain() {
 		}
 		if c.sweepAll.Swap(false) {
 			for i := range c.shards {
-				for range c.shards[i].table.Cells() / 64 {
+				for range (c.shards[i].table.Cells() + 63) / 64 {
 					c.sweep(&c.shards[i], 64)
 				}
 			}
@@ -572,6 +572,9 @@ func (c *Cache[K, V]) close(ctx context.Context) error {
 	case <-c.loads.close():
 	case <-ctx.Done():
 		errs = append(errs, fmt.Errorf("tidemark: closed with a load that does not end: %w", ctx.Err()))
+	}
+	if c.replica != nil {
+		c.replica.wg.Wait()
 	}
 	c.pump.Wait()
 	c.policy.sketch.Close()

@@ -1,6 +1,7 @@
 package tidemark
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -130,7 +131,7 @@ type entry[K comparable, V any] struct {
 }
 
 // unproven is the provenAt of an entry that no load or write vouches for.
-const unproven = -1
+const unproven = math.MinInt64
 
 // A node is an entry in its place in the table, with its key and hash.
 type node[K comparable, V any] = table.Node[K, entry[K, V]]

@@ -58,8 +58,11 @@ type flight[K comparable, V any] struct {
 
 	entry Entry[V] // Age counts from began
 	began int64    // when the Loader was called
-	moved bool     // as fence.moved was when the load ended
 	err   error    // the load failed; an absence is no failure
+
+	// overtaken is fence.moved when the load ended: something became known of
+	// the key while it ran.
+	overtaken bool
 }
 
 // meets reports whether the flight's result is good enough for a waiter that
@@ -67,7 +70,7 @@ type flight[K comparable, V any] struct {
 // something became known of the key while it ran.
 func (f *flight[K, V]) meets(need mark) bool {
 	m := mark{f.entry.Version, f.entry.Absent}
-	return !m.before(need) || m.version == 0 && f.strong && !f.moved
+	return !m.before(need) || m.version == 0 && f.strong && !f.overtaken
 }
 
 // A waiter is one read's way through one or more loads.
@@ -113,6 +116,9 @@ func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], err
 		if ok || err != nil {
 			return e, err
 		}
+		if f.strong && f.id > w.arrived && f.entry.Version != 0 {
+			break // the source itself has no more than this
+		}
 	}
 	return Entry[V]{Age: -1}, ErrStale
 }
@@ -142,6 +148,8 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 // new and the caller must run it.
 func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, V], f *flight[K, V], mine bool, err error) {
 	switch {
+	case c.closed.Load():
+		return nil, nil, false, ErrClosed
 	case c.opts.Loader == nil:
 		return nil, nil, false, ErrNoLoader
 	case ctx.Err() != nil:
@@ -340,7 +348,7 @@ func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
 	}
 	s := c.shard(f.hash)
 	s.mu.Lock()
-	f.moved = f.fence.moved
+	f.overtaken = f.moved
 	if p := s.pending[f.key]; p != nil && p.flight == f {
 		p.flight = nil
 	}

@@ -26,6 +26,9 @@ type outbox struct {
 	endLife context.CancelFunc
 	ended   chan struct{} // closed when the goroutine has returned
 
+	closing  sync.Once
+	closeErr error // written once by closing
+
 	// For the goroutine only.
 
 	seq uint64 // of the latest message
@@ -160,16 +163,16 @@ func (o *outbox) wait(ctx context.Context, ticket uint64) error {
 
 // close publishes what waits, until ctx ends, and says goodbye with a hello, so
 // that receivers notice if they have missed the last message. It returns what
-// could not be published.
+// could not be published; further calls wait for the first and return the same.
 func (o *outbox) close(ctx context.Context) error {
+	o.closing.Do(func() { o.closeErr = o.shut(ctx) })
+	return o.closeErr
+}
+
+func (o *outbox) shut(ctx context.Context) error {
 	o.mu.Lock()
 	last := o.tickets
 	o.mu.Unlock()
-	select {
-	case <-o.ended:
-		return nil // closed before
-	default:
-	}
 	err := o.wait(ctx, last)
 	if err != nil {
 		o.mu.Lock()
@@ -178,7 +181,11 @@ func (o *outbox) close(ctx context.Context) error {
 		err = fmt.Errorf("tidemark: closed with %d keys to broadcast (everything: %t): %w", n, all, err)
 	}
 	o.endLife()
-	<-o.ended
+	select {
+	case <-o.ended:
+	case <-ctx.Done():
+		return errors.Join(err, fmt.Errorf("tidemark: a publish does not end: %w", ctx.Err()))
+	}
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 		defer cancel()

@@ -8,10 +8,11 @@ import (
 	"github.com/tidemark-go/tidemark/internal/table"
 )
 
-// Lock order. A goroutine that holds one of these may take only a lower one:
+// Lock order. A goroutine that holds one of these may take only a lower one,
+// and never two of the same line:
 //
-//	1  shard.mu      one shard; never two shards at once
-//	2  outbox.mu     what waits to be broadcast
+//	1  shard.mu                          one shard
+//	2  gate.mu, replica.mu, outbox.mu    each for a few instructions
 //
 // Nothing that may block or re-enter is called under either: no I/O, no channel
 // send that can wait, no Loader, Store, Cost or OnEvent, no log line, no call
@@ -32,9 +33,9 @@ import (
 //	    names its key, and each such record has its entry
 //	I6  windowCost is the cost of the records in state window; cost of all
 type shard[K comparable, V any] struct {
-	policy *policy[K] // set by init, then only read
-
-	table *table.Table[K, entry[K, V]] // read without mu, written under it
+	policy *policy[K]                   // set by init, then only read
+	table  *table.Table[K, entry[K, V]] // read without mu, written under it
+	_      [64]byte                     // keeps readers off the lines that others write
 
 	touched buffer.Lossy // policy keys of recent hits; has its own lock
 	waiting atomic.Int32 // length of ops, for a look without mu
