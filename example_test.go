@@ -1,0 +1,238 @@
+package tidemark_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/tidemark-go/tidemark"
+)
+
+// accounts is a stand-in for the database of record.
+type accounts struct {
+	mu   sync.Mutex // guards everything below
+	rows map[string]account
+	ops  map[tidemark.OpID]tidemark.Version
+}
+
+type account struct {
+	balance int
+	version tidemark.Version
+	deleted bool
+}
+
+func newAccounts() *accounts {
+	return &accounts{
+		rows: map[string]account{"alice": {balance: 1200, version: 1}},
+		ops:  map[tidemark.OpID]tidemark.Version{},
+	}
+}
+
+func (a *accounts) Load(_ context.Context, key string) (int, tidemark.Version, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, ok := a.rows[key]
+	if !ok || r.deleted {
+		return 0, r.version, tidemark.ErrNotFound
+	}
+	return r.balance, r.version, nil
+}
+
+func (a *accounts) CompareAndSet(_ context.Context, key string, base tidemark.Version, balance int, op tidemark.OpID) (tidemark.Version, error) {
+	return a.write(key, base, account{balance: balance}, op)
+}
+
+func (a *accounts) CompareAndDelete(_ context.Context, key string, base tidemark.Version, op tidemark.OpID) (tidemark.Version, error) {
+	return a.write(key, base, account{deleted: true}, op)
+}
+
+func (a *accounts) write(key string, base tidemark.Version, next account, op tidemark.OpID) (tidemark.Version, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	have := a.rows[key]
+	current := have.version
+	if have.deleted {
+		current = 0
+	}
+	if current != base {
+		return 0, &tidemark.ConflictError{Current: have.version}
+	}
+	next.version = have.version + 1
+	a.rows[key], a.ops[op] = next, next.version
+	return next.version, nil
+}
+
+func (a *accounts) Outcome(_ context.Context, _ string, op tidemark.OpID) (tidemark.Version, bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v, ok := a.ops[op]
+	return v, ok, nil
+}
+
+// The first thing to do: read through the cache.
+func Example() {
+	ctx := context.Background()
+	cache, err := tidemark.New(tidemark.Options[string, int]{
+		MaxCost: 100_000, // entries, as long as Cost is nil
+		TTL:     time.Hour,
+		Store:   newAccounts(),
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer cache.Close(ctx)
+
+	e, err := cache.Load(ctx, "alice") // from the store
+	fmt.Println(e.Value, "at version", e.Version, err)
+
+	balance, ok := cache.Get("alice") // from memory: no lock, no allocation
+	fmt.Println(balance, ok)
+
+	_, err = cache.Load(ctx, "nobody")
+	fmt.Println(errors.Is(err, tidemark.ErrNotFound))
+	// Output:
+	// 1200 at version 1 <nil>
+	// 1200 true
+	// true
+}
+
+// Update decides on the current state and writes on condition that it still is.
+func ExampleCache_Update() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: newAccounts()})
+	defer cache.Close(ctx)
+
+	errPoor := errors.New("not enough money")
+	buy := func(price int) {
+		e, err := cache.Update(ctx, "alice", func(cur tidemark.Entry[int]) (int, error) {
+			if cur.Value < price {
+				return 0, errPoor
+			}
+			return cur.Value - price, nil
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(e.Value, "at version", e.Version)
+	}
+	buy(350)
+	buy(900)
+	// Output:
+	// 850 at version 2
+	// not enough money
+}
+
+// A decision made on a stale state is refused by the store, as data.
+func ExampleCache_CompareAndSet() {
+	ctx := context.Background()
+	store := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: store})
+	defer cache.Close(ctx)
+
+	seen, _ := cache.Load(ctx, "alice")
+	store.write("alice", 1, account{balance: 850}, tidemark.OpID{1}) // somebody else was faster
+
+	_, err := cache.CompareAndSet(ctx, "alice", seen.Version, seen.Value-350)
+	var conflict *tidemark.ConflictError
+	if errors.As(err, &conflict) {
+		fmt.Println("the store is at version", conflict.Current)
+	}
+	// Output: the store is at version 2
+}
+
+// Put says what became of the value; nothing older ever comes back.
+func ExampleCache_Put() {
+	cache, _ := tidemark.New(tidemark.Options[string, int]{})
+	defer cache.Close(context.Background())
+
+	fmt.Println(cache.Put("alice", 850, 2))
+	fmt.Println(cache.Put("alice", 1200, 1)) // a message that comes late
+	fmt.Println(cache.Put("alice", 850, 2))  // or twice
+	fmt.Println(cache.Get("alice"))
+	// Output:
+	// applied
+	// stale
+	// duplicate
+	// 850 true
+}
+
+// BeginFill fences a read that the program makes itself.
+func ExampleCache_BeginFill() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{})
+	defer cache.Close(ctx)
+
+	fill := cache.BeginFill("alice")              // before the source is read
+	balance, version := 1200, tidemark.Version(1) // what the source says
+	_ = cache.Invalidate(ctx, "alice", 2)         // meanwhile somebody writes
+
+	fmt.Println(fill.Commit(balance, version))
+	_, ok := cache.Get("alice")
+	fmt.Println(ok)
+	// Output:
+	// stale
+	// false
+}
+
+// Invalidate is for changes that did not go through the cache.
+func ExampleCache_Invalidate() {
+	ctx := context.Background()
+	store := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: store})
+	defer cache.Close(ctx)
+
+	_, _ = cache.Load(ctx, "alice")
+	store.write("alice", 1, account{balance: 1000}, tidemark.OpID{1}) // a batch job
+	_ = cache.Invalidate(ctx, "alice", 2)
+
+	e, _ := cache.Load(ctx, "alice")
+	fmt.Println(e.Value, "at version", e.Version)
+	// Output: 1000 at version 2
+}
+
+// AtLeast is for a caller who knows of a version, from a request header perhaps.
+func ExampleCache_Read() {
+	ctx := context.Background()
+	store := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: store})
+	defer cache.Close(ctx)
+
+	_, _ = cache.Load(ctx, "alice")
+	store.write("alice", 1, account{balance: 1000}, tidemark.OpID{1}) // nobody tells the cache
+
+	any, _ := cache.Read(ctx, "alice", tidemark.Any)
+	newer, _ := cache.Read(ctx, "alice", tidemark.AtLeast(2))
+	_, err := cache.Read(ctx, "alice", tidemark.AtLeast(3))
+	fmt.Println(any.Version, newer.Version, errors.Is(err, tidemark.ErrStale))
+	// Output: 1 2 true
+}
+
+// LoadMany returns what exists; absent keys are missing from the map.
+func ExampleCache_LoadMany() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: newAccounts()})
+	defer cache.Close(ctx)
+
+	found, err := cache.LoadMany(ctx, []string{"alice", "nobody"})
+	fmt.Println(len(found), found["alice"].Value, err)
+	// Output: 1 1200 <nil>
+}
+
+// Explain answers the question of three in the morning.
+func ExampleCache_Explain() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: newAccounts()})
+	defer cache.Close(ctx)
+
+	_, _ = cache.Load(ctx, "alice")
+	fmt.Println(cache.Explain("alice"))
+	_ = cache.Invalidate(ctx, "alice", 7)
+	fmt.Println(cache.Explain("alice"))
+	// Output:
+	// version 1 by load (window); tide mark 1 by load
+	// no entry; tide mark 7 by invalidate
+}
