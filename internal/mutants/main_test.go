@@ -1,0 +1,39 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestJudge(t *testing.T) {
+	failed := errors.New("exit status 1")
+	assert.NoError(t, judge("--- FAIL: TestX (0.00s)\nFAIL\tpkg\t0.1s", failed))
+	assert.NoError(t, judge("panic: test timed out after 2m0s", failed))
+	assert.Error(t, judge("ok  \tpkg\t0.1s", nil), "green")
+	assert.Error(t, judge("ok  \tpkg\t0.1s [no tests to run]", nil))
+	assert.Error(t, judge("FAIL\tpkg [build failed]", failed))
+	assert.Error(t, judge("FAIL\tpkg [setup failed]", failed))
+	assert.Error(t, judge("no such tool", failed))
+}
+
+// Every guard's text is in its file exactly once, so that the run cannot
+// silently test nothing, and no two guards have one name.
+func TestGuards_AreWhereTheyAreSaidToBe(t *testing.T) {
+	names := map[string]bool{}
+	for _, g := range guards {
+		text, err := os.ReadFile(filepath.Join("..", "..", g.file))
+		require.NoError(t, err)
+		assert.Equal(t, 1, strings.Count(string(text), g.old), "%s: %q in %s", g.name, g.old, g.file)
+		assert.NotEqual(t, g.old, g.new, g.name)
+		assert.NotEmpty(t, g.breaks, g.name)
+		assert.NotEmpty(t, g.test, g.name)
+		assert.False(t, names[g.name], "%s is there twice", g.name)
+		names[g.name] = true
+	}
+}
