@@ -439,14 +439,25 @@ func (r *replica[K, V]) addStats(s *Stats) {
 // turnEra changes the era, and holds off lagging loads from before until after
 // the change, so that one that reads the new era finds them held off.
 func (c *Cache[K, V]) turnEra(next func(era uint64) uint64) {
-	c.holdOff.Store(c.now() + int64(c.opts.LoaderClass.lag))
+	c.holdLagging()
 	for {
 		era := c.era.Load()
 		if c.era.CompareAndSwap(era, next(era)) {
 			break
 		}
 	}
-	c.holdOff.Store(c.now() + int64(c.opts.LoaderClass.lag))
+	c.holdLagging()
+}
+
+// holdLagging holds off lagging loads for the lag from now on, if they are not
+// held off for longer already.
+func (c *Cache[K, V]) holdLagging() {
+	for {
+		until, have := c.now()+int64(c.opts.LoaderClass.lag), c.holdOff.Load()
+		if have >= until || c.holdOff.CompareAndSwap(have, until) {
+			return
+		}
+	}
 }
 
 // suspect makes every entry suspect.
