@@ -1,0 +1,33 @@
+// Package integration tests tidemark against the servers and databases that it
+// is used with. It is a module of its own so that nobody who imports tidemark
+// gets a driver or a server into their go.mod.
+//
+// The plain run needs nothing installed. Tests that need a database server are
+// behind a build tag, and fail if they are not told where it is:
+//
+//	go test -tags postgres ./...   TIDEMARK_POSTGRES=postgres://user@127.0.0.1:5432/db
+//	go test -tags mysql ./...      TIDEMARK_MYSQL='user:password@tcp(127.0.0.1:3306)/db'
+//
+// They create tables with names that nobody else uses, and drop them.
+package integration
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+
+	"github.com/tidemark-go/tidemark"
+)
+
+// unique returns 16 hexadecimal digits, for names in databases that outlive the
+// test.
+func unique() string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails, see crypto/rand
+	return hex.EncodeToString(b[:])
+}
+
+// newOp returns an operation id that nobody has used.
+func newOp() (op tidemark.OpID) {
+	rand.Read(op[:])
+	return op
+}
