@@ -78,7 +78,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	}
 	slots := ceilPow2(int(min(max(o.ExpectedEntries/int64(o.Shards), 64), 1024)))
 	for i := range c.shards {
-		c.shards[i].init(c.policy, slots, int64(o.LoaderClass.lag))
+		c.shards[i].init(c.policy, slots, o.Loader == nil, int64(o.LoaderClass.lag))
 	}
 	c.pump.Go(c.maintain)
 	if o.Invalidator.connected() {
@@ -162,6 +162,12 @@ func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
 // takes the key back: below the tide mark it is Stale, and where memory cannot
 // show that it is not, Unproven. Then Load, BeginFill or Update do the work.
 //
+// A key without an entry has no mark of its own; the highest mark of the keys
+// that share its slot stands for it, and after InvalidateAll, or when a key of
+// the slot has changed or was found absent without a version, only an entry
+// that a Load, a Fill or a write has brought can show that a Put is newer. A
+// cache with nothing to load from takes the Put's word then.
+//
 // Put makes no promise that version is still the newest: that is the caller's
 // knowledge. It is not broadcast.
 //
@@ -200,7 +206,7 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 			missing = s.installLocked(n, cost, self, at)
 		} else if outcome != Duplicate {
 			// Not stored, but the key has reached this version all the same.
-			c.noteLocked(s, n, self, at)
+			c.noteLocked(s, n, self, outcome, at)
 		}
 		s.mu.Unlock()
 		if missing > 0 {
@@ -219,10 +225,11 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 }
 
 // noteLocked takes a state that is not stored as word that its key has reached
-// it. A state without a version is no word of anything unless it was proven.
-func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], at moment) {
+// it, unless it was read before InvalidateAll, or is an absence that cannot be
+// compared with what became known since.
+func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], outcome Outcome, at moment) {
 	m := n.E.mark()
-	if self != nil && (m.version == 0 || generation(self.era) != generation(at.era)) {
+	if self != nil && (generation(self.era) != generation(at.era) || m.version == 0 && outcome != Applied) {
 		return
 	}
 	s.invalidateLocked(n.Key, n.Hash, m, n.E.cause, at)
@@ -296,10 +303,10 @@ func (c *Cache[K, V]) BeginFill(key K) *Fill[K, V] {
 	if c.closed.Load() {
 		return f
 	}
-	f.fence = &fence[K]{key: key, hash: c.keys.hash(key)}
+	f.fence = &fence[K]{key: key, hash: c.keys.hash(key), strong: true}
 	s := c.shard(f.fence.hash)
 	s.mu.Lock()
-	s.beginLocked(f.fence, true, c.moment())
+	s.beginLocked(f.fence, c.moment())
 	s.mu.Unlock()
 	return f
 }

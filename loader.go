@@ -49,9 +49,7 @@ type Loaded[V any] struct {
 // A flight is one load of one key, and those who wait for it.
 type flight[K comparable, V any] struct {
 	fence[K]
-	id     uint64 // rises with each flight of the shard
-	strong bool   // it asks a source that reflects all writes committed before
-
+	id   uint64        // rises with each flight of the shard
 	done chan struct{} // closed when the fields below are final
 
 	// Written by the loading goroutine before done is closed, only read after.
@@ -219,9 +217,9 @@ func (c *Cache[K, V]) mustBeStrong(s *shard[K, V], w *waiter[K, V], at moment) b
 // for it, but may not fill any more (S5).
 func (s *shard[K, V]) takeOffLocked(w *waiter[K, V], strong bool, at moment) *flight[K, V] {
 	s.flights++
-	f := &flight[K, V]{id: s.flights, strong: strong, done: make(chan struct{})}
-	f.key, f.hash = w.key, w.hash
-	s.beginLocked(&f.fence, strong, at)
+	f := &flight[K, V]{id: s.flights, done: make(chan struct{})}
+	f.key, f.hash, f.strong = w.key, w.hash, strong
+	s.beginLocked(&f.fence, at)
 	p := s.pending[w.key]
 	if p.flight != nil {
 		p.flight.broken = true

@@ -75,9 +75,10 @@ type pending[K comparable, V any] struct {
 // becomes known of the key in between raises it, and what is below it is not
 // installed (S1, S6, S30).
 type fence[K comparable] struct {
-	key  K
-	hash uint64
-	era  uint64
+	key    K
+	hash   uint64
+	strong bool // the source reflects everything committed before era was read
+	era    uint64
 
 	// floor is the highest mark that was known of the key when the fence was
 	// set (S4) or became known since.
@@ -115,11 +116,11 @@ const (
 
 func generation(era uint64) uint32 { return uint32(era >> 32) }
 
-func (s *shard[K, V]) init(p *policy[K], slots int, lag int64) {
+func (s *shard[K, V]) init(p *policy[K], slots int, trusting bool, lag int64) {
 	s.policy = p
 	s.table = table.New[K, entry[K, V]](0)
 	s.pending = map[K]*pending[K, V]{}
-	s.tide = newTide(slots)
+	s.tide = newTide(slots, trusting)
 	s.delayed = newDelayedTide(slots, lag)
 }
 
@@ -142,10 +143,10 @@ func (s *shard[K, V]) unpendLocked(key K, p *pending[K, V]) {
 
 // beginLocked sets f, with all that is known of its key. A strong operation
 // needs no memory of marks that no longer have an entry; a lagging load does.
-func (s *shard[K, V]) beginLocked(f *fence[K], strong bool, at moment) {
+func (s *shard[K, V]) beginLocked(f *fence[K], at moment) {
 	f.era = at.era
 	f.floor = s.knownLocked(f.hash, f.key, at)
-	if !strong {
+	if !f.strong {
 		f.floor = f.floor.later(s.delayed.floor(f.hash, at.now))
 	}
 	p := s.pendLocked(f.key)
@@ -231,8 +232,8 @@ func (s *shard[K, V]) judgeFenceLocked(f *fence[K], m mark, at moment) Outcome {
 	switch {
 	case f.broken, f.era != at.era, s.pending[f.key] != nil && s.pending[f.key].doubts > 0:
 		return Unproven
-	case m.version == 0 && f.moved:
-		return Unproven
+	case m.version == 0 && (f.moved || !f.strong && f.floor != mark{}):
+		return Unproven // it cannot be compared with what is known of the key
 	case m.version != 0 && m.before(f.floor):
 		return Stale
 	default:
@@ -250,16 +251,16 @@ func (s *shard[K, V]) judgePutLocked(key K, hash uint64, m mark, at moment) Outc
 		return Unproven
 	}
 	n := s.table.Find(hash, key)
-	if n == nil {
-		return s.tide.judge(hash, m)
+	if n == nil || n.E.version == 0 {
+		return s.tide.judge(hash, m, generation(at.era))
 	}
 	switch have := n.E.mark(); {
 	case m.before(have):
 		return Stale
+	case generation(n.E.era) != generation(at.era):
+		return s.tide.judge(hash, m, generation(at.era)) // InvalidateAll has thrown it away
 	case have.before(m):
 		return Applied
-	case generation(n.E.era) != generation(at.era):
-		return Unproven // it is what InvalidateAll has thrown away
 	case n.E.era == at.era && n.E.expired(at.now):
 		return Applied
 	default:
@@ -282,6 +283,9 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 		// Only an absence without a version, or the first state of a new
 		// generation, can be below what it replaces.
 		s.tide.fold(n.Hash, old.E.mark(), old.E.cause, at.now)
+	}
+	if n.E.version == 0 {
+		s.tide.blindly(n.Hash)
 	}
 	s.raiseLocked(n.Key, n.Hash, n.E.mark(), self, at)
 	return 0

@@ -163,10 +163,10 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 	}
 	defer c.work.leave()
 	w.hash, w.op, w.began = c.keys.hash(w.key), newOpID(), c.now()
-	w.fence = fence[K]{key: w.key, hash: w.hash}
+	w.fence = fence[K]{key: w.key, hash: w.hash, strong: true}
 	s := c.shard(w.hash)
 	s.mu.Lock()
-	s.beginLocked(&w.fence, true, c.moment())
+	s.beginLocked(&w.fence, c.moment())
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()

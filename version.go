@@ -46,7 +46,14 @@ func (m mark) later(n mark) mark {
 // Loads do not ask the tide: a load from a strong source that began after a
 // mark was seen cannot return less, and one that began before carries a fence.
 // The model tests prove this (internal/model).
-type tide []tideSlot
+type tide struct {
+	slots []tideSlot // the length is a power of two
+
+	// trusting is set in a cache that has nothing to load from. Its Puts are
+	// the only word there is, so they need not be newer than changes that came
+	// without a version.
+	trusting bool
+}
 
 type tideSlot struct {
 	mark mark
@@ -54,34 +61,38 @@ type tideSlot struct {
 	at   int64  // when, in nanoseconds since the cache began
 	hash uint64 // of the key that set mark
 
-	// blind is set for good when a key of this slot changed to a version nobody
-	// named: from then on no version of that key can be compared here.
+	// blind is set for good when a key of this slot reached a state that nobody
+	// gave a version: from then on nothing shows that a Put is newer than that.
 	blind bool
 }
 
-// newTide returns a tide of n slots; n is a power of two.
-func newTide(n int) tide { return make(tide, n) }
+func newTide(slots int, trusting bool) tide {
+	return tide{slots: make([]tideSlot, slots), trusting: trusting}
+}
 
-func (t tide) slot(hash uint64) *tideSlot { return &t[hash>>8&uint64(len(t)-1)] }
+func (t *tide) slot(hash uint64) *tideSlot { return &t.slots[hash>>8&uint64(len(t.slots)-1)] }
 
 // fold remembers that the key with this hash has reached m.
-func (t tide) fold(hash uint64, m mark, by cause, at int64) {
+func (t *tide) fold(hash uint64, m mark, by cause, at int64) {
 	if s := t.slot(hash); s.mark.before(m) {
 		s.mark, s.by, s.at, s.hash = m, by, at, hash
 	}
 }
 
-// blindly remembers that the key changed to a version nobody named.
-func (t tide) blindly(hash uint64) { t.slot(hash).blind = true }
+// blindly remembers that the key reached a state without a version.
+func (t *tide) blindly(hash uint64) { t.slot(hash).blind = true }
 
-// judge says what may become of a bare Put of m for a key that holds no entry.
-func (t tide) judge(hash uint64, m mark) Outcome {
+// judge says what may become of a bare Put of m for a key that holds no entry
+// with a version. InvalidateAll, which makes a generation, blinds every slot.
+func (t *tide) judge(hash uint64, m mark, generation uint32) Outcome {
 	s := t.slot(hash)
 	switch {
 	case m.before(s.mark) && s.hash == hash:
 		return Stale
-	case m.before(s.mark), s.blind:
-		return Unproven // the mark may be another key's, or the version is not known
+	case m.before(s.mark): // perhaps another key's
+		return Unproven
+	case !t.trusting && (s.blind || generation > 0):
+		return Unproven
 	default:
 		return Applied
 	}
