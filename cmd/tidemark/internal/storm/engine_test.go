@@ -1,0 +1,339 @@
+package storm
+
+import (
+	"context"
+	"encoding/binary"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// small returns a storm that fits into a test: everything happens, but briefly.
+func small() Config {
+	c := Default()
+	c.Accounts, c.Capacity = 2000, 500
+	c.Duration, c.Quiet = 2*time.Second, 2500*time.Millisecond
+	c.ReadRate, c.WriteRate = 20_000, 400
+	c.TTL = 300 * time.Millisecond
+	c.Cuts, c.CutFor = 1, 200*time.Millisecond
+	c.Freezes, c.FreezeFor = 1, 200*time.Millisecond
+	c.Stalls, c.StallFor = 1, 200*time.Millisecond
+	c.Kills, c.Reconcile = 1, 100
+	c.Weather.Drop, c.Weather.Reorder, c.Weather.Delay = 0.005, 0.005, 0.005
+	return c
+}
+
+// openRun returns a run of who with everything open and nothing going on.
+func openRun(t *testing.T, who contender, c Config) *run {
+	t.Helper()
+	r := &run{config: c, contender: who, promise: who.promise(c), killed: map[change]struct{}{}, report: func(string) {}}
+	err := r.open(t.Context(), t.TempDir())
+	t.Cleanup(func() { assert.NoError(t, r.close()) })
+	require.NoError(t, err)
+	return r
+}
+
+func TestStormEndToEnd(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	before := runtime.NumGoroutine()
+	c := small()
+	var events []Status
+	report, err := Run(t.Context(), c, func(s Status) { events = append(events, s) })
+	require.NoError(t, err)
+	require.Len(t, report.Contenders, len(contenders))
+	results := map[string]Result{}
+	for i, res := range report.Contenders {
+		assert.Equal(t, c.Contenders[i], res.Name)
+		results[res.Name] = res
+		t.Logf("%s: failures %v, %d stale of %d reads, worst %v ms, hit ratio %.3f, messages %+v",
+			res.Name, res.Failures(), res.StaleReads, res.Reads, res.MaxStaleMs, res.HitRatio, res.Messages)
+
+		assert.Greater(t, res.Reads, uint64(10_000), res.Name)
+		assert.Greater(t, res.Writes, uint64(200), res.Name)
+		assert.Greater(t, res.HitRatio, 0.1, res.Name)
+		assert.Less(t, res.HitRatio, 1.0, res.Name)
+		assert.Positive(t, res.DBReads, res.Name)
+		assert.Positive(t, res.ReadP50Ns, res.Name)
+		assert.GreaterOrEqual(t, res.ReadP99Ns, res.ReadP50Ns, res.Name)
+		assert.Positive(t, res.WriteP50Us, res.Name)
+		assert.Zero(t, res.UnknownReads, "%s invented values: %v", res.Name, res.Violations)
+		assert.Zero(t, res.ReadErrors, "%s: %v", res.Name, res.Violations)
+		assert.Zero(t, res.DoubtfulWrites, res.Name)
+		assert.Len(t, res.Faults, len(schedule(c)), res.Name)
+		if res.Name != "ttl" { // whose entries have expired in the quiet time
+			assert.Positive(t, res.Resident, res.Name)
+		}
+	}
+	for _, name := range []string{"map", "ttl"} {
+		assert.Positive(t, results[name].LostUpdates, name)
+		assert.Positive(t, results[name].LostCents, name)
+		assert.Positive(t, results[name].StaleReads, name)
+		assert.Zero(t, results[name].Messages, name)
+	}
+	assert.Positive(t, results["map"].WrongAtRest)
+	assert.Zero(t, results["ristretto"].LostUpdates, "its deposits are transactions")
+	assert.Positive(t, results["ristretto"].StaleReads)
+
+	tidemark := results["tidemark"]
+	assert.Empty(t, report.Broken(), tidemark.Violations)
+	assert.Zero(t, tidemark.LostCents)
+	assert.Positive(t, tidemark.Messages.Dropped)
+	assert.Positive(t, tidemark.Messages.Duplicated)
+
+	phases := map[string]bool{}
+	for _, e := range events {
+		phases[e.Phase] = true
+	}
+	assert.True(t, phases["load"] && phases["quiet"], phases)
+	left, err := os.ReadDir(tmp)
+	require.NoError(t, err)
+	assert.Empty(t, left, "the database files are removed")
+	assert.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+2 }, 5*time.Second, 20*time.Millisecond,
+		"%d goroutines before, %d after", before, runtime.NumGoroutine())
+}
+
+func TestStormStopsWhenItIsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	c := small()
+	c.Contenders, c.Duration = []string{"map"}, time.Minute
+	begin := time.Now()
+	_, err := Run(ctx, c, nil)
+	assert.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.Less(t, time.Since(begin), 10*time.Second)
+}
+
+func TestStormRefusesABadConfig(t *testing.T) {
+	c := Default()
+	c.Contenders = []string{"map", "nosuch", "map"}
+	c.Replicas, c.Weather.Drop = 0, 2
+	_, err := Run(t.Context(), c, nil)
+	require.Error(t, err)
+	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2"} {
+		assert.ErrorContains(t, err, want)
+	}
+	assert.NoError(t, Default().Validate())
+}
+
+// A mutant is mapContender with one thing wrong. The storm must find it.
+type mutant struct {
+	mapContender
+	bound promise
+	start func(*environment) (replica, error)
+}
+
+func (m mutant) promise(Config) promise                    { return m.bound }
+func (m mutant) open(env *environment) (replica, error)    { return m.start(env) }
+func (mutant) openAnnouncer(*nats.Conn) (announcer, error) { return nil, nil }
+
+// runMutant runs a short storm against m.
+func runMutant(t *testing.T, m mutant) Result {
+	t.Helper()
+	c := small()
+	c.Duration, c.Quiet, c.Reconcile, c.Kills = time.Second, 0, 0, 0
+	res, err := runContender(t.Context(), c, m, Status{}, func(Status) {})
+	require.NoError(t, err)
+	return res
+}
+
+// sound is what the mutants are made of: a cache that is always right, because
+// it asks the database.
+type sound struct{ bank *bank }
+
+func (s *sound) read(ctx context.Context, account int) (Account, bool, error) {
+	a, _, err := s.bank.load(ctx, account)
+	return a, true, err
+}
+
+func (s *sound) deposit(ctx context.Context, account int, op uint64, cents int64) error {
+	return s.bank.transact(ctx, account, func(current Account) Account { return current.deposit(op, cents) })
+}
+
+func (s *sound) peek(account int) (Account, bool) {
+	a, _, err := s.bank.load(context.Background(), account)
+	return a, err == nil
+}
+
+func (s *sound) close(context.Context) error { return nil }
+
+func TestStormAcceptsACacheThatIsAlwaysRight(t *testing.T) {
+	res := runMutant(t, mutant{
+		bound: promise{tideMark: true, maxStale: 1},
+		start: func(env *environment) (replica, error) { return &sound{env.bank}, nil },
+	})
+	assert.Empty(t, res.Failures(), res.Violations)
+	assert.Zero(t, res.StaleReads)
+	assert.Zero(t, res.MaxStaleMs)
+	assert.Zero(t, res.LostCents)
+	assert.EqualValues(t, 3*small().Accounts, res.Resident)
+}
+
+// forgetful acknowledges every tenth deposit without making it.
+type forgetful struct {
+	sound
+	mu sync.Mutex
+	n  int
+}
+
+func (f *forgetful) deposit(ctx context.Context, account int, op uint64, cents int64) error {
+	f.mu.Lock()
+	f.n++
+	skip := f.n%10 == 0
+	f.mu.Unlock()
+	if skip {
+		return nil
+	}
+	return f.sound.deposit(ctx, account, op, cents)
+}
+
+func TestStormFindsLostDeposits(t *testing.T) {
+	res := runMutant(t, mutant{start: func(env *environment) (replica, error) {
+		return &forgetful{sound: sound{env.bank}}, nil
+	}})
+	assert.InDelta(t, float64(res.Writes)/10, res.LostUpdates, 3)
+	assert.Positive(t, res.LostCents)
+	assert.Zero(t, res.BackwardReads)
+	assert.Zero(t, res.WrongAtRest)
+}
+
+// generous makes every deposit twice.
+type generous struct{ sound }
+
+func (g *generous) deposit(ctx context.Context, account int, op uint64, cents int64) error {
+	return g.bank.transact(ctx, account, func(current Account) Account {
+		return current.deposit(op, cents).deposit(op, cents)
+	})
+}
+
+func TestStormFindsRepeatedDeposits(t *testing.T) {
+	res := runMutant(t, mutant{start: func(env *environment) (replica, error) {
+		return &generous{sound{env.bank}}, nil
+	}})
+	assert.InDelta(t, res.Writes, res.LostUpdates, 1)
+	assert.Positive(t, res.LostCents)
+}
+
+// wavering now and then returns the first value that it saw of an account.
+type wavering struct {
+	sound
+	mu    sync.Mutex
+	n     int
+	first map[int]Account
+}
+
+func (w *wavering) read(ctx context.Context, account int) (Account, bool, error) {
+	a, hit, err := w.sound.read(ctx, account)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.first[account]; !ok {
+		w.first[account] = a
+	}
+	if w.n++; w.n%10 == 0 {
+		a = w.first[account]
+	}
+	return a, hit, err
+}
+
+func TestStormFindsReadsThatGoBackward(t *testing.T) {
+	res := runMutant(t, mutant{bound: promise{tideMark: true}, start: func(env *environment) (replica, error) {
+		return &wavering{sound: sound{env.bank}, first: map[int]Account{}}, nil
+	}})
+	assert.Positive(t, res.BackwardReads)
+	assert.GreaterOrEqual(t, res.BeyondBound, res.BackwardReads, "a step back is below the tide mark")
+	assert.Positive(t, res.StaleReads)
+	assert.NotEmpty(t, res.Violations)
+	assert.Zero(t, res.LostUpdates)
+}
+
+// deaf caches, and does nothing about the deletes that it is told of.
+type deaf struct {
+	*mapReplica
+	sound
+	bus  hint
+	stop func()
+}
+
+func openDeaf(env *environment) (replica, error) {
+	nc, err := env.connect()
+	if err != nil {
+		return nil, err
+	}
+	d := &deaf{mapReplica: newMapReplica(env, 0), sound: sound{env.bank}}
+	d.bus = env.through(&subject{nc: nc, name: "deaf"}, ears{message: func(msg []byte) ([]change, bool) {
+		return []change{{int(binary.LittleEndian.Uint64(msg)), binary.LittleEndian.Uint64(msg[8:])}}, false
+	}})
+	d.stop, err = d.bus.Subscribe(func([]byte) {}, func(string) {})
+	return d, err
+}
+
+func (d *deaf) read(ctx context.Context, account int) (Account, bool, error) {
+	return d.mapReplica.read(ctx, account)
+}
+func (d *deaf) peek(account int) (Account, bool) { return d.mapReplica.peek(account) }
+func (d *deaf) close(context.Context) error      { d.stop(); return nil }
+
+func (d *deaf) deposit(ctx context.Context, account int, op uint64, cents int64) error {
+	if err := d.sound.deposit(ctx, account, op, cents); err != nil {
+		return err
+	}
+	_, version, err := d.sound.bank.load(ctx, account)
+	if err != nil {
+		return err
+	}
+	msg := binary.LittleEndian.AppendUint64(nil, uint64(account))
+	return d.bus.Publish(ctx, binary.LittleEndian.AppendUint64(msg, version))
+}
+
+func TestStormFindsAReplicaThatIgnoresWhatItIsTold(t *testing.T) {
+	res := runMutant(t, mutant{bound: promise{tideMark: true}, start: openDeaf})
+	assert.Positive(t, res.BeyondBound)
+	assert.Zero(t, res.BackwardReads)
+	assert.Positive(t, res.WrongAtRest)
+	assert.Zero(t, res.WrongUnannounced)
+	assert.Zero(t, res.LostUpdates)
+}
+
+func TestStormFindsAReplicaThatDoesNotDoubt(t *testing.T) {
+	c := small()
+	c.Accounts, c.Replicas, c.Weather = 1, 1, Weather{}
+	r := openRun(t, mutant{bound: promise{tideMark: true}, start: func(env *environment) (replica, error) {
+		nc, err := env.connect()
+		if err != nil {
+			return nil, err
+		}
+		d := &deaf{mapReplica: newMapReplica(env, 0), sound: sound{env.bank}}
+		d.bus = env.through(&subject{nc: nc, name: "trusting"}, ears{message: func([]byte) ([]change, bool) { return nil, true }})
+		d.stop, err = d.bus.Subscribe(func([]byte) {}, func(string) {})
+		return d, err
+	}}, c)
+	n := r.nodes[0]
+	var seen counts
+	r.readOne(t.Context(), n, 0, false, &seen)
+	require.NoError(t, r.deposit(t.Context(), n, 0, 5))
+	n.replica.(*deaf).mapReplica.store(0, Account{Balance: openingBalance})
+	require.Eventually(t, func() bool { return r.oracle.doubted[0].Load() != 0 }, 5*time.Second, time.Millisecond)
+	r.readOne(t.Context(), n, 0, false, &seen)
+	assert.EqualValues(t, 1, seen.beyond)
+}
+
+// inventive returns values that nobody wrote.
+type inventive struct{ sound }
+
+func (i *inventive) read(context.Context, int) (Account, bool, error) {
+	return Account{Op: 1 << 40}, true, nil
+}
+
+func TestStormFindsInventedValues(t *testing.T) {
+	res := runMutant(t, mutant{start: func(env *environment) (replica, error) {
+		return &inventive{sound{env.bank}}, nil
+	}})
+	assert.Equal(t, res.Reads, res.UnknownReads)
+	assert.NotEmpty(t, res.Failures())
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/wire"
+)
+
+// hear returns what is published for the cache called name, decoded.
+func hear(t *testing.T, url, name string) <-chan wire.Message {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	heard := make(chan wire.Message, 64)
+	_, err = nc.Subscribe(tidemark.NATSSubject(name), func(m *nats.Msg) {
+		var msg wire.Message
+		if assert.NoError(t, wire.Decode(m.Data, &msg)) && msg.Kind != wire.KindHello {
+			heard <- msg
+		}
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	return heard
+}
+
+// entries returns the keys and versions of the next message.
+func entries(t *testing.T, heard <-chan wire.Message) map[string]uint64 {
+	t.Helper()
+	select {
+	case m := <-heard:
+		require.Equal(t, wire.KindInvalidate, m.Kind)
+		got := map[string]uint64{}
+		for _, e := range m.Entries {
+			got[string(e.Key)] = e.Version
+		}
+		return got
+	case <-time.After(5 * time.Second):
+		require.FailNow(t, "nothing was published")
+		return nil
+	}
+}
+
+func TestInvalidatePublishesArguments(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	heard := hear(t, s.ClientURL(), "accounts")
+	r := tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "accounts",
+		"a", "b@17", "user@example.com", "odd@3@0", "b@4", "c@5", "c")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "published 7 keys on tidemark.v1.accounts.hint\n", r.out)
+	assert.Equal(t, map[string]uint64{"a": 0, "b": 17, "user@example.com": 0, "odd@3": 0, "c": 0}, entries(t, heard))
+}
+
+func TestInvalidatePublishesLinesOfStandardInput(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	heard := hear(t, s.ClientURL(), "accounts")
+	r := tidemarkWith(t.Context(), "12@3\r\n\n-7\n", "invalidate", "-server", s.ClientURL(), "-name", "accounts", "-key-type", "int")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Contains(t, r.out, "published 2 keys")
+	assert.Equal(t, map[string]uint64{"\x0c\x00\x00\x00\x00\x00\x00\x00": 3, "\xf9\xff\xff\xff\xff\xff\xff\xff": 0}, entries(t, heard))
+
+	r = tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "accounts")
+	assert.Equal(t, exitOK, r.status, "a job that has changed nothing is no mistake")
+	assert.Contains(t, r.out, "published 0 keys")
+}
+
+func TestInvalidatePublishesNothingIfAKeyIsWrong(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	heard := hear(t, s.ClientURL(), "accounts")
+	r := tidemarkWith(t.Context(), "1\nx\n2\ny@3\n", "invalidate", "-server", s.ClientURL(), "-name", "accounts", "-key-type", "int")
+	assert.Equal(t, exitUsage, r.status)
+	assert.Contains(t, r.err, `line 2: "x" is not an integer key`)
+	assert.Contains(t, r.err, `line 4: "y" is not an integer key`)
+	assert.Empty(t, heard)
+}
+
+func TestInvalidateAll(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	heard := hear(t, s.ClientURL(), "accounts")
+	r := tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "accounts", "-all")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Contains(t, r.out, "everything changed")
+	select {
+	case m := <-heard:
+		assert.Equal(t, wire.KindInvalidateAll, m.Kind)
+	case <-time.After(5 * time.Second):
+		assert.Fail(t, "nothing was published")
+	}
+}
+
+func TestInvalidateManyKeys(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	heard := hear(t, s.ClientURL(), "accounts")
+	var input strings.Builder
+	const many = 5000
+	for i := range many {
+		fmt.Fprintf(&input, "account-%d@%d\n", i, i+1)
+	}
+	r := tidemarkWith(t.Context(), input.String(), "invalidate", "-server", s.ClientURL(), "-name", "accounts")
+	require.Equal(t, exitOK, r.status, r.err)
+	got := map[string]uint64{}
+	for len(got) < many {
+		for k, v := range entries(t, heard) {
+			got[k] = v
+		}
+	}
+	assert.Len(t, got, many)
+	assert.EqualValues(t, 4321, got["account-4320"])
+}
+
+// A cache must take what the command says: this is what it is for.
+func TestInvalidateReachesACache(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	nc, err := nats.Connect(s.ClientURL(), tidemark.NATSConnectOptions()...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	version := tidemark.Version(1)
+	c, err := tidemark.New(tidemark.Options[string, string]{
+		Invalidator: tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Schema: "v2"}),
+		Loader: tidemark.LoaderFunc[string, string](func(context.Context, string) (string, tidemark.Version, error) {
+			return "value", version, nil
+		}),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, c.Close(context.Background())) })
+	require.NoError(t, c.Ready(t.Context()))
+	load := func() bool {
+		_, err := c.Load(t.Context(), "a")
+		require.NoError(t, err)
+		_, ok := c.Get("a")
+		return ok
+	}
+	require.Eventually(t, load, 5*time.Second, time.Millisecond)
+
+	args := []string{"invalidate", "-server", s.ClientURL(), "-name", "accounts", "a@2"}
+	require.Equal(t, exitOK, tidemarkWith(t.Context(), "", args...).status)
+	require.Eventually(t, func() bool { return c.Stats().Foreign > 0 }, 5*time.Second, time.Millisecond)
+	_, ok := c.Get("a")
+	assert.True(t, ok, "another schema is none of its business")
+
+	version = 2
+	args = append(args[:len(args)-1], "-schema", "v2", "a@2")
+	require.Equal(t, exitOK, tidemarkWith(t.Context(), "", args...).status)
+	assert.Eventually(t, func() bool { _, ok := c.Get("a"); return !ok }, 5*time.Second, time.Millisecond)
+}
+
+func TestInvalidateSaysWhyItFailed(t *testing.T) {
+	r := tidemarkWith(t.Context(), "", "invalidate", "-server", "nats://127.0.0.1:1", "-name", "accounts", "a")
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, "cannot reach nats://127.0.0.1:1")
+	assert.Empty(t, r.out)
+
+	s := startNATS(t, server.Options{})
+	r = tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "not a name", "a")
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, `"not a name"`)
+
+	closed := startNATS(t, server.Options{Users: []*server.User{{Username: "reader", Password: "x",
+		Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{">"}}}}}})
+	url := strings.Replace(closed.ClientURL(), "nats://", "nats://reader:x@", 1)
+	r = tidemarkWith(t.Context(), "", "invalidate", "-server", url, "-name", "accounts", "a")
+	assert.Equal(t, exitFailed, r.status, "the server refuses the message")
+	assert.Contains(t, strings.ToLower(r.err), "permissions violation")
+	assert.Empty(t, r.out)
+}

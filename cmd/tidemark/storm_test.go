@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark/cmd/tidemark/internal/storm"
+)
+
+func TestStormPrintsATableAndWritesJSON(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "storm.json")
+	r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map,ttl", "-duration", "400ms", "-quiet", "0s",
+		"-accounts", "500", "-capacity", "100", "-seed", "7", "-freeze", "0", "-json", file)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Contains(t, r.out, "3 replicas, 500 accounts, 100 entries each, seed 7, 400ms of load each")
+	assert.Contains(t, r.out, "contender")
+	assert.Contains(t, r.err, "map (1 of 2)")
+	assert.Contains(t, r.err, "ttl (2 of 2)")
+	assert.Contains(t, r.err, "is cut off for")
+	assert.NotContains(t, r.err, "freezes")
+	assert.NotContains(t, r.err, "\r", "no bar where there is no terminal")
+
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	var report struct {
+		Schema     int
+		Config     map[string]any
+		Contenders []storm.Result
+	}
+	require.NoError(t, json.Unmarshal(b, &report))
+	assert.Equal(t, 1, report.Schema)
+	assert.EqualValues(t, 7, report.Config["seed"])
+	require.Len(t, report.Contenders, 2)
+	assert.Positive(t, report.Contenders[0].Reads)
+}
+
+func TestStormFailsIfTheReportCannotBeWritten(t *testing.T) {
+	r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map", "-duration", "100ms", "-quiet", "0s",
+		"-accounts", "100", "-json", filepath.Join(t.TempDir(), "no", "such", "folder"))
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, "no such file")
+}
+
+func TestStormSaysThatItWasInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(200*time.Millisecond, cancel)
+	r := tidemarkWith(ctx, "", "storm", "-contenders", "map", "-accounts", "100")
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, "tidemark storm: interrupted")
+}
+
+func TestABrokenPromiseIsExitStatus1(t *testing.T) {
+	kept := storm.Result{Name: "tidemark"}
+	broken := storm.Result{Name: "tidemark", BackwardReads: 1}
+	other := storm.Result{Name: "map", LostUpdates: 5}
+	for _, c := range []struct {
+		results []storm.Result
+		status  int
+	}{
+		{[]storm.Result{other, kept}, exitOK},
+		{[]storm.Result{other, broken}, exitFailed},
+		{[]storm.Result{other}, exitOK},
+	} {
+		var out output
+		status := conclude(&storm.Report{Contenders: c.results}, &out)
+		assert.Equal(t, c.status, status)
+		assert.Equal(t, status == exitFailed, strings.Contains(out.String(), "BROKEN PROMISE: tidemark: 1 reads went backwards"), out.String())
+	}
+}
+
+func TestProgressDrawsABarOnATerminal(t *testing.T) {
+	var out output
+	p := &progress{w: &out, bar: true}
+	p.update(storm.Status{Contender: "map", Of: 2, Phase: "load", Elapsed: time.Second, Total: 2 * time.Second, Event: "something"})
+	p.update(storm.Status{Contender: "map", Of: 2, Phase: "load", Elapsed: time.Hour, Total: 2 * time.Second})
+	p.end()
+	text := out.String()
+	assert.Contains(t, text, "[#######.......................]  25%  map       load    something  (about 3s left)")
+	assert.Contains(t, text, "[###############...............]  50%", "late is not further")
+	assert.NotContains(t, text, "\n")
+	assert.True(t, strings.HasSuffix(text, "\r\x1b[K"), "nothing is left of it")
+}
