@@ -225,16 +225,16 @@ func (o *outbox) next() (m *wire.Message, upTo uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
+	case o.nonce != 0: // first: a long queue must not make this replica deaf to itself
+		m = o.message(wire.KindHello)
+		m.Nonce, o.nonce = o.nonce, 0
+		return m, 0
 	case o.all:
 		o.all = false
 		return o.message(wire.KindInvalidateAll), o.allUpTo
 	case len(o.queue) > 0:
 		m = o.message(wire.KindInvalidate)
 		return m, o.takeLocked(m)
-	case o.nonce != 0:
-		m = o.message(wire.KindHello)
-		m.Nonce, o.nonce = o.nonce, 0
-		return m, 0
 	default:
 		return nil, 0
 	}
