@@ -60,8 +60,8 @@ func TestSQLStore_MySQLOtherSettings(t *testing.T) {
 	testSQL(t, openMySQL(t, c))
 }
 
-// TestSQLStore_MySQLStricterDefault has a default that makes plain reads take
-// locks, if the store did not set its own level.
+// TestSQLStore_MySQLStricterDefault has a default in which plain reads inside a
+// transaction take locks. The store's own level must replace it.
 func TestSQLStore_MySQLStricterDefault(t *testing.T) {
 	c := mysqlConfig(t)
 	c.Params = map[string]string{isolationVariable(t): "'SERIALIZABLE'"}

@@ -46,8 +46,8 @@ func TestSQLStore_PostgresSimpleProtocol(t *testing.T) {
 	testSQL(t, openPostgres(t, c))
 }
 
-// TestSQLStore_PostgresStricterDefault has a server default that would fail
-// transactions which waited for a lock, if the store did not set its own level.
+// TestSQLStore_PostgresStricterDefault has a default that the store's own level
+// must replace, or COMMIT itself could be refused.
 func TestSQLStore_PostgresStricterDefault(t *testing.T) {
 	c := postgresConfig(t)
 	c.RuntimeParams["default_transaction_isolation"] = "serializable"

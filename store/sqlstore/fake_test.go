@@ -19,8 +19,9 @@ import (
 type fake struct {
 	sql statements // of the store under test, to name what it sends
 
-	mu    sync.Mutex // guards everything below
-	steps []string   // "begin", "update", "record", "commit" ...
+	mu    sync.Mutex            // guards everything below
+	steps []string              // "begin", "update", "record", "commit" ...
+	level driver.IsolationLevel // of the last transaction
 
 	// fail returns the error of a step, given how often it came before.
 	fail map[string]func(before int) error
@@ -109,7 +110,10 @@ func (f *fake) Driver() driver.Driver { return nil }
 
 type fakeConn struct{ *fake }
 
-func (c *fakeConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+func (c *fakeConn) BeginTx(_ context.Context, o driver.TxOptions) (driver.Tx, error) {
+	c.mu.Lock()
+	c.level = o.Isolation
+	c.mu.Unlock()
 	return c, c.step("begin")
 }
 

@@ -250,9 +250,6 @@ func (t *table) commit(ctx context.Context, conn *sql.Conn, tx *sql.Tx) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil {
-		return refusal{ctx.Err()} // rolled back meanwhile, COMMIT was not sent
-	}
 	// A driver may leave the transaction open when COMMIT fails. In the pool it
 	// would swallow the next user's statements.
 	discard(conn)

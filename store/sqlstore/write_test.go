@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -311,6 +312,21 @@ func TestWrite_MadeBefore(t *testing.T) {
 				assert.EqualValues(t, 5, v)
 			}
 		})
+	}
+}
+
+// TestWrite_SeesWhatWasCommittedWhileItWaited: under a snapshot level, writers
+// that waited for a lock would fail instead of losing.
+func TestWrite_SeesWhatWasCommittedWhileItWaited(t *testing.T) {
+	for d, want := range map[Dialect]sql.IsolationLevel{
+		SQLite:     sql.LevelDefault, // it has no other
+		PostgreSQL: sql.LevelReadCommitted,
+		MySQL:      sql.LevelReadCommitted,
+	} {
+		f, store := newFake(t, d)
+		_, err := store.CompareAndSet(t.Context(), "k", 6, "v", op)
+		require.NoError(t, err)
+		assert.Equal(t, driver.IsolationLevel(want), f.level, d)
 	}
 }
 
