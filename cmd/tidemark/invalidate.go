@@ -61,12 +61,12 @@ func (t *busTarget) connect(options ...nats.Option) (*nats.Conn, error) {
 }
 
 // runInvalidate is "tidemark invalidate".
-func runInvalidate(ctx context.Context, args []string, io streams) int {
+func runInvalidate(ctx context.Context, args []string, std streams) int {
 	var target busTarget
 	flags := flag.NewFlagSet("invalidate", flag.ContinueOnError)
-	flags.SetOutput(io.err)
+	flags.SetOutput(std.err)
 	flags.Usage = func() {
-		fmt.Fprint(io.err, invalidateUsage)
+		fmt.Fprint(std.err, invalidateUsage)
 		flags.PrintDefaults()
 	}
 	target.define(flags)
@@ -77,32 +77,35 @@ func runInvalidate(ctx context.Context, args []string, io streams) int {
 		return status
 	}
 	if err := target.validate(); err != nil {
-		return complain(io, "invalidate", err)
+		return complain(std, "invalidate", err)
 	}
 	if *all && flags.NArg() > 0 {
-		return complain(io, "invalidate", errors.New("-all takes no keys"))
+		return complain(std, "invalidate", errors.New("-all takes no keys"))
 	}
 	var changed []keyVersion
 	if !*all {
+		if flags.NArg() == 0 && isTerminal(std.in) {
+			fmt.Fprintln(std.err, "tidemark invalidate: reading keys from standard input, one a line")
+		}
 		var err error
-		if changed, err = readKeys(flags.Args(), io.in, target.keyType); err != nil {
-			return complain(io, "invalidate", err)
+		if changed, err = readKeys(flags.Args(), std.in, target.keyType); err != nil {
+			return complain(std, "invalidate", err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	if err := publishInvalidations(ctx, target, *all, changed); err != nil {
-		fmt.Fprintf(io.err, "tidemark invalidate: nothing is certain to have been published: %v\n", err)
+		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
 		return exitFailed
 	}
 	subject := tidemark.NATSSubject(target.name)
 	switch {
 	case *all:
-		fmt.Fprintf(io.out, "published \"everything changed\" on %s\n", subject)
+		fmt.Fprintf(std.out, "published \"everything changed\" on %s\n", subject)
 	case len(changed) == 1:
-		fmt.Fprintf(io.out, "published 1 key on %s\n", subject)
+		fmt.Fprintf(std.out, "published 1 key on %s\n", subject)
 	default:
-		fmt.Fprintf(io.out, "published %d keys on %s\n", len(changed), subject)
+		fmt.Fprintf(std.out, "published %d keys on %s\n", len(changed), subject)
 	}
 	return exitOK
 }
@@ -177,12 +180,15 @@ func publishInvalidations(ctx context.Context, target busTarget, all bool, chang
 	} else {
 		err = publishKeys(ctx, inv, all, changed, func(k keyVersion) string { return k.text })
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		// A server that refuses a message says so before it answers the ping
+		// that the publisher has waited for, but nats.go only notes it here.
+		err = nc.LastError()
 	}
-	// A server that refuses a message says so before it answers the ping that
-	// the publisher has waited for, but nats.go only notes it here.
-	return nc.LastError()
+	if err != nil {
+		return fmt.Errorf("not everything is known to be published: %w", err)
+	}
+	return nil
 }
 
 // publishKeys publishes keys of one type.

@@ -24,7 +24,7 @@ const (
 // A command is one subcommand. run returns the exit status.
 type command struct {
 	name, summary string
-	run           func(ctx context.Context, args []string, io streams) int
+	run           func(ctx context.Context, args []string, std streams) int
 }
 
 // streams are what a subcommand reads and writes.
@@ -46,9 +46,9 @@ func main() {
 }
 
 // run finds the subcommand and runs it.
-func run(ctx context.Context, args []string, io streams) int {
+func run(ctx context.Context, args []string, std streams) int {
 	if len(args) == 0 {
-		usage(io.err)
+		usage(std.err)
 		return exitUsage
 	}
 	switch args[0] {
@@ -57,17 +57,27 @@ func run(ctx context.Context, args []string, io streams) int {
 			args = []string{args[1], "-h"}
 			break
 		}
-		usage(io.out)
+		usage(std.out)
 		return exitOK
 	}
 	for _, c := range commands {
 		if c.name == args[0] {
-			return c.run(ctx, args[1:], io)
+			return c.run(ctx, args[1:], std)
 		}
 	}
-	fmt.Fprintf(io.err, "tidemark: unknown command %q\n\n", args[0])
-	usage(io.err)
+	fmt.Fprintf(std.err, "tidemark: unknown command %q\n\n", args[0])
+	usage(std.err)
 	return exitUsage
+}
+
+// isTerminal reports whether stream is a person's terminal.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 func usage(w io.Writer) {
@@ -91,7 +101,7 @@ func parse(flags *flag.FlagSet, args []string) (status int, done bool) {
 }
 
 // complain reports a mistake in the arguments of a subcommand.
-func complain(io streams, command string, err error) int {
-	fmt.Fprintf(io.err, "tidemark %s: %v\n", command, err)
+func complain(std streams, command string, err error) int {
+	fmt.Fprintf(std.err, "tidemark %s: %v\n", command, err)
 	return exitUsage
 }

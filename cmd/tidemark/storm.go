@@ -26,12 +26,12 @@ replica could have known, or a read was below the replica's tide mark.
 `
 
 // runStorm is "tidemark storm".
-func runStorm(ctx context.Context, args []string, io streams) int {
+func runStorm(ctx context.Context, args []string, std streams) int {
 	config := storm.Default()
 	flags := flag.NewFlagSet("storm", flag.ContinueOnError)
-	flags.SetOutput(io.err)
+	flags.SetOutput(std.err)
 	flags.Usage = func() {
-		fmt.Fprint(io.err, stormUsage)
+		fmt.Fprint(std.err, stormUsage)
 		flags.PrintDefaults()
 	}
 	names := flags.String("contenders", strings.Join(config.Contenders, ","), "`names` of the contenders, in their order, separated by commas")
@@ -41,13 +41,13 @@ func runStorm(ctx context.Context, args []string, io streams) int {
 		return status
 	}
 	if flags.NArg() > 0 {
-		return complain(io, "storm", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
+		return complain(std, "storm", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	config.Contenders = strings.FieldsFunc(*names, func(r rune) bool { return r == ',' || r == ' ' })
 	if err := config.Validate(); err != nil {
-		return complain(io, "storm", err)
+		return complain(std, "storm", err)
 	}
-	return stormReport(ctx, config, *jsonFile, io)
+	return stormReport(ctx, config, *jsonFile, std)
 }
 
 // stormFlags defines a flag for each field of c but the contenders.
@@ -82,12 +82,12 @@ func stormFlags(f *flag.FlagSet, c *storm.Config) {
 }
 
 // stormReport runs the storm and prints what it found.
-func stormReport(ctx context.Context, config storm.Config, jsonFile string, io streams) int {
+func stormReport(ctx context.Context, config storm.Config, jsonFile string, std streams) int {
 	fail := func(err error) int {
-		fmt.Fprintf(io.err, "tidemark storm: %v\n", err)
+		fmt.Fprintf(std.err, "tidemark storm: %v\n", err)
 		return exitFailed
 	}
-	p := newProgress(io.err)
+	p := newProgress(std.err)
 	report, err := storm.Run(ctx, config, p.update)
 	p.end()
 	switch {
@@ -96,9 +96,7 @@ func stormReport(ctx context.Context, config storm.Config, jsonFile string, io s
 	case err != nil:
 		return fail(err)
 	}
-	fmt.Fprintf(io.out, "%d replicas, %s accounts, %s entries each, seed %d, %v of load each\n\n", config.Replicas,
-		storm.Group(config.Accounts), storm.Group(config.Capacity), config.Seed, config.Duration)
-	if err := report.WriteTable(io.out); err != nil {
+	if err := report.WriteTable(std.out); err != nil {
 		return fail(err)
 	}
 	if jsonFile != "" {
@@ -106,7 +104,7 @@ func stormReport(ctx context.Context, config storm.Config, jsonFile string, io s
 			return fail(err)
 		}
 	}
-	return conclude(report, io.out)
+	return conclude(report, std.out)
 }
 
 // conclude says whether tidemark kept its promises, and returns the exit status.
@@ -136,14 +134,7 @@ type progress struct {
 	event     string
 }
 
-func newProgress(w io.Writer) *progress {
-	f, ok := w.(*os.File)
-	if !ok {
-		return &progress{w: w}
-	}
-	info, err := f.Stat()
-	return &progress{w: w, bar: err == nil && info.Mode()&os.ModeCharDevice != 0}
-}
+func newProgress(w io.Writer) *progress { return &progress{w: w, bar: isTerminal(w)} }
 
 const barWidth = 30
 

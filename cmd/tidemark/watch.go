@@ -28,12 +28,12 @@ until it is interrupted. What cannot be decoded is printed too.
 `
 
 // runWatch is "tidemark watch".
-func runWatch(ctx context.Context, args []string, io streams) int {
+func runWatch(ctx context.Context, args []string, std streams) int {
 	var target busTarget
 	flags := flag.NewFlagSet("watch", flag.ContinueOnError)
-	flags.SetOutput(io.err)
+	flags.SetOutput(std.err)
 	flags.Usage = func() {
-		fmt.Fprint(io.err, watchUsage)
+		fmt.Fprint(std.err, watchUsage)
 		flags.PrintDefaults()
 	}
 	target.define(flags)
@@ -43,14 +43,14 @@ func runWatch(ctx context.Context, args []string, io streams) int {
 		return status
 	}
 	if flags.NArg() > 0 {
-		return complain(io, "watch", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
+		return complain(std, "watch", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	if err := target.validate(); err != nil {
-		return complain(io, "watch", err)
+		return complain(std, "watch", err)
 	}
-	w := &watcher{out: io.out, err: io.err, keyType: target.keyType, asJSON: *asJSON, left: *count, done: make(chan struct{})}
+	w := &watcher{out: std.out, err: std.err, keyType: target.keyType, asJSON: *asJSON, left: *count, done: make(chan struct{})}
 	if err := w.watch(ctx, target); err != nil {
-		fmt.Fprintf(io.err, "tidemark watch: %v\n", err)
+		fmt.Fprintf(std.err, "tidemark watch: %v\n", err)
 		return exitFailed
 	}
 	return exitOK
@@ -199,8 +199,11 @@ func (m watchedMessage) String() string {
 	if m.Kind != "" {
 		fmt.Fprintf(&b, " cache %s origin %s #%d %s", m.Cache, m.Origin, m.Seq, m.Kind)
 	}
-	if m.Nonce != 0 {
+	switch {
+	case m.Nonce != 0:
 		fmt.Fprintf(&b, " %d", m.Nonce)
+	case m.Kind == wire.KindHello.String():
+		b.WriteString(" (goodbye)")
 	}
 	for _, k := range m.Keys {
 		fmt.Fprintf(&b, " %q", k.Key)

@@ -131,6 +131,7 @@ func TestWatchShowsWhatInvalidatePublishes(t *testing.T) {
 	publishRaw(t, s.ClientURL(), encode(t, wire.Message{Kind: wire.KindInvalidate, Entries: []wire.Entry{{Key: []byte("abc"), Version: 1}}}))
 	assert.Eventually(t, func() bool { return strings.Contains(out.String(), `"0x616263"@1`) }, 5*time.Second, time.Millisecond,
 		"a key of another type is shown as it is")
+	assert.Contains(t, out.String(), "hello (goodbye)")
 	cancel()
 	assert.Equal(t, exitOK, wait(), "an interrupt is how it ends")
 }

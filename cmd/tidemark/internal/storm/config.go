@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -118,6 +119,18 @@ func (c Config) Validate() error {
 		want(f.count == 0 || f.each > 0, "%s lasts %v, want more than 0", f.name, f.each)
 	}
 	return errors.Join(errs...)
+}
+
+// String describes the storm in two lines: the service, and what is done to it.
+func (c Config) String() string {
+	w := c.Weather
+	share := func(p float64) string { return strconv.FormatFloat(100*p, 'g', 3, 64) + "%" }
+	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, seed %d, %v of load on each contender\n"+
+		"messages: %s delayed up to %v, %s overtaken, %s twice, %s dropped; "+
+		"%d cuts of %v, %d freezes of %v, %d stalls of %v, %d writers killed, %d rows changed by SQL",
+		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), c.Seed, c.Duration,
+		share(w.Delay), w.DelayMax, share(w.Reorder), share(w.Duplicate), share(w.Drop),
+		c.Cuts, c.CutFor, c.Freezes, c.FreezeFor, c.Stalls, c.StallFor, c.Kills, min(c.Reconcile, c.Accounts))
 }
 
 // MarshalJSON writes durations in milliseconds.

@@ -26,8 +26,9 @@ func (tidemarkContender) name() string { return "tidemark" }
 
 func (tidemarkContender) promise(Config) promise {
 	return promise{
-		text: "never below the replica's tide mark: what it has shown, written or been told of; and nothing from\n" +
-			"             before it was told that messages may be missing. On core NATS no bound in time is promised.",
+		text: "never below the replica's tide mark: what it has shown, written or been told of; and\n" +
+			"once told that messages may be missing, nothing from before that is not checked again.\n" +
+			"On core NATS no bound in time is promised.",
 		tideMark: true,
 	}
 }
@@ -85,8 +86,8 @@ func (a *publisherAnnouncer) close(ctx context.Context) error { return a.publish
 type tidemarkReplica struct{ cache *tidemark.Cache[int, Account] }
 
 func (r *tidemarkReplica) read(ctx context.Context, account int) (Account, bool, error) {
-	if e, ok := r.cache.GetEntry(account); ok {
-		return e.Value, true, nil
+	if a, ok := r.cache.Get(account); ok {
+		return a, true, nil
 	}
 	e, err := r.cache.Load(ctx, account)
 	return e.Value, false, err

@@ -25,7 +25,7 @@ func small() Config {
 	c.Freezes, c.FreezeFor = 1, 200*time.Millisecond
 	c.Stalls, c.StallFor = 1, 200*time.Millisecond
 	c.Kills, c.Reconcile = 1, 100
-	c.Weather.Drop, c.Weather.Reorder, c.Weather.Delay = 0.005, 0.005, 0.005
+	c.Weather.Drop, c.Weather.Duplicate, c.Weather.Reorder, c.Weather.Delay = 0.02, 0.05, 0.01, 0.01
 	return c
 }
 
@@ -55,8 +55,8 @@ func TestStormEndToEnd(t *testing.T) {
 		t.Logf("%s: failures %v, %d stale of %d reads, worst %v ms, hit ratio %.3f, messages %+v",
 			res.Name, res.Failures(), res.StaleReads, res.Reads, res.MaxStaleMs, res.HitRatio, res.Messages)
 
-		assert.Greater(t, res.Reads, uint64(10_000), res.Name)
-		assert.Greater(t, res.Writes, uint64(200), res.Name)
+		assert.Greater(t, res.Reads, uint64(1000), res.Name)
+		assert.Greater(t, res.Writes, uint64(50), res.Name)
 		assert.Greater(t, res.HitRatio, 0.1, res.Name)
 		assert.Less(t, res.HitRatio, 1.0, res.Name)
 		assert.Positive(t, res.DBReads, res.Name)
@@ -78,6 +78,8 @@ func TestStormEndToEnd(t *testing.T) {
 		assert.Zero(t, results[name].Messages, name)
 	}
 	assert.Positive(t, results["map"].WrongAtRest)
+	assert.Positive(t, results["map"].StaleP50Ms)
+	assert.LessOrEqual(t, results["map"].StaleP50Ms, results["map"].MaxStaleMs)
 	assert.Zero(t, results["ristretto"].LostUpdates, "its deposits are transactions")
 	assert.Positive(t, results["ristretto"].StaleReads)
 

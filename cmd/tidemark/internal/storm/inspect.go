@@ -11,6 +11,7 @@ type counts struct {
 	stale, backward, beyond   uint64
 	unknown                   uint64
 	worstStale                time.Duration
+	staleFor                  histogram
 	readLatency, writeLatency histogram
 }
 
@@ -19,6 +20,7 @@ func (c *counts) judge(v verdict, beyond bool) {
 	if v.stale {
 		c.stale++
 		c.worstStale = max(c.worstStale, v.staleFor)
+		c.staleFor.add(v.staleFor)
 	}
 	if v.backward {
 		c.backward++
@@ -40,6 +42,7 @@ func (c *counts) add(d *counts) {
 	c.beyond += d.beyond
 	c.unknown += d.unknown
 	c.worstStale = max(c.worstStale, d.worstStale)
+	c.staleFor.merge(&d.staleFor)
 	c.readLatency.merge(&d.readLatency)
 	c.writeLatency.merge(&d.writeLatency)
 }
@@ -62,15 +65,15 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 		Name:    r.contender.name(),
 		Promise: r.promise.text,
 		Reads:   c.reads, Writes: c.writes,
-		StaleReads: c.stale, MaxStaleMs: float64(c.worstStale.Microseconds()) / 1000,
+		StaleReads: c.stale, MaxStaleMs: milliseconds(c.worstStale),
+		StaleP50Ms:    milliseconds(c.staleFor.quantile(0.50)),
 		BackwardReads: c.backward,
 		LostUpdates:   uint64(books.lost + books.repeated), LostCents: books.cents,
 		WrongAtRest: rest.wrong, WrongUnannounced: rest.unannounced, Resident: rest.resident,
 		BeyondBound: c.beyond, UnknownReads: c.unknown,
 		DBReads:   reads,
 		ReadP50Ns: c.readLatency.quantile(0.50).Nanoseconds(), ReadP99Ns: c.readLatency.quantile(0.99).Nanoseconds(),
-		WriteP50Us: float64(c.writeLatency.quantile(0.50).Nanoseconds()) / 1000,
-		WriteP99Us: float64(c.writeLatency.quantile(0.99).Nanoseconds()) / 1000,
+		WriteP50Us: microseconds(c.writeLatency.quantile(0.50)), WriteP99Us: microseconds(c.writeLatency.quantile(0.99)),
 		ReadErrors: r.readErrors.Load(), WriteErrors: r.writeErrors.Load(), DoubtfulWrites: r.doubtfulWrites.Load(),
 	}
 	if c.reads > 0 {
@@ -86,6 +89,9 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 	res.Faults, res.Violations = r.executed, r.violations
 	return res, nil
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
+func microseconds(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 
 // atRest sums up what the caches hold when nothing moves any more.
 type atRest struct {

@@ -35,6 +35,7 @@ type Result struct {
 	WriteP50Us    float64 `json:"write_p50_us"`
 	WriteP99Us    float64 `json:"write_p99_us"`
 
+	StaleP50Ms       float64  `json:"stale_p50_ms"` // of the stale reads
 	Promise          string   `json:"promise"`
 	Failed           bool     `json:"failed"`                    // see Failures
 	WrongUnannounced uint64   `json:"wrong_at_rest_unannounced"` // of WrongAtRest: newer versions only by killed writers
@@ -109,7 +110,8 @@ var columns = []struct {
 	{"backward\nreads", func(r Result) string { return group(r.BackwardReads) }},
 	{"beyond\nbound", func(r Result) string { return group(r.BeyondBound) }},
 	{"stale\nreads", func(r Result) string { return group(r.StaleReads) }},
-	{"worst\nms", func(r Result) string { return group(uint64(r.MaxStaleMs + 0.5)) }},
+	{"stale ms\np50", func(r Result) string { return group(uint64(r.StaleP50Ms + 0.5)) }},
+	{"\nmax", func(r Result) string { return group(uint64(r.MaxStaleMs + 0.5)) }},
 	{"reads", func(r Result) string { return group(r.Reads) }},
 	{"hit\n%", func(r Result) string { return fmt.Sprintf("%.1f", 100*r.HitRatio) }},
 	{"db\nreads", func(r Result) string { return group(r.DBReads) }},
@@ -126,23 +128,32 @@ func (r *Report) WriteTable(w io.Writer) error {
 	slices.SortStableFunc(sorted, func(a, b Result) int { return failRank(a) - failRank(b) })
 
 	var b strings.Builder
+	fmt.Fprintf(&b, "%v\n\n", r.Config)
 	writeRows(&b, sorted)
 	b.WriteString("\n")
 	for _, c := range sorted {
 		b.WriteString(verdictLine(c))
 	}
-	b.WriteString("\nThe bound that each contender states, which \"beyond bound\" counts:\n")
+	b.WriteString(legend)
 	for _, c := range sorted {
-		fmt.Fprintf(&b, "  %-10s %s\n", c.Name, c.Promise)
+		fmt.Fprintf(&b, "  %-12s  %s\n", c.Name, strings.ReplaceAll(c.Promise, "\n", "\n"+strings.Repeat(" ", 16)))
 	}
 	for _, c := range sorted {
 		for _, v := range c.Violations {
-			fmt.Fprintf(&b, "  %s: %s\n", c.Name, v)
+			fmt.Fprintf(&b, "\n%s: %s\n", c.Name, v)
 		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
+
+const legend = `
+lost updates    acknowledged deposits that the database does not contain, or contains twice
+wrong at rest   entries that differ from the database after the storm, all links healed and quiet
+backward reads  below what an earlier completed read of the account had returned on the same replica
+stale reads     a newer version had been acknowledged before the read began; stale ms: how long before
+beyond bound    reads that break what the contender states about its reads:
+`
 
 func failRank(r Result) int {
 	if len(r.Failures()) > 0 {
@@ -163,6 +174,9 @@ func verdictLine(c Result) string {
 	}
 	if c.WrongUnannounced > 0 {
 		line += fmt.Sprintf("; %s of the wrong entries nobody was ever told about, their writer died first", group(c.WrongUnannounced))
+	}
+	if c.ReadErrors+c.WriteErrors > 0 {
+		line += fmt.Sprintf("; %s reads and %s deposits returned an error", group(c.ReadErrors), group(c.WriteErrors))
 	}
 	if c.StaleReads > 0 {
 		line += fmt.Sprintf("; %s of its reads were stale", percent(c.StaleReads, c.Reads))
@@ -219,6 +233,3 @@ func percent(part, whole uint64) string {
 	}
 	return fmt.Sprintf("%.2f%%", 100*float64(part)/float64(whole))
 }
-
-// Group writes a count with a comma before every third digit from the right.
-func Group(n int) string { return group(uint64(max(n, 0))) }

@@ -1,0 +1,186 @@
+package storm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// load runs readers, writers and faults for the configured time.
+func (r *run) load(parent context.Context) (counts, error) {
+	c := r.config
+	ctx, cancel := context.WithTimeout(parent, c.Duration)
+	defer cancel()
+	begin := time.Now()
+	r.faults.Go(func() { r.runFaults(ctx, begin) })
+
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var total counts
+	worker := func(work func() counts) {
+		wg.Go(func() {
+			mine := work()
+			mu.Lock()
+			defer mu.Unlock()
+			total.add(&mine)
+		})
+	}
+	for i, n := range r.nodes {
+		for j := range c.Readers {
+			accounts := drawAccounts(c, streamReaders+uint64(i*c.Readers+j), accountsDrawn)
+			worker(func() counts { return r.reader(ctx, n, accounts) })
+		}
+		for j := range c.Writers {
+			accounts := drawAccounts(c, streamWriters+uint64(i*c.Writers+j), accountsDrawn)
+			worker(func() counts { return r.writer(ctx, n, accounts, uint64(i*c.Writers+j)) })
+		}
+	}
+	wg.Wait()
+	r.faults.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return total, errors.Join(r.faultErr, parent.Err())
+}
+
+// A pace spreads work evenly over time, in ticks, and does not run after what
+// it has missed: a slow contender does less, it is not punished twice.
+type pace struct {
+	next  time.Time
+	tick  time.Duration
+	timer *time.Timer
+}
+
+const (
+	readTick    = 2 * time.Millisecond
+	maxLateness = 50 * time.Millisecond
+)
+
+func newPace(tick time.Duration) *pace {
+	return &pace{next: time.Now(), tick: tick, timer: time.NewTimer(0)}
+}
+
+// wait returns true at the next tick, or false when ctx has ended.
+func (p *pace) wait(ctx context.Context) bool {
+	p.next = p.next.Add(p.tick)
+	now := time.Now()
+	if now.Sub(p.next) > maxLateness {
+		p.next = now
+	}
+	p.timer.Reset(p.next.Sub(now))
+	select {
+	case <-ctx.Done():
+		return false
+	case <-p.timer.C:
+		return true
+	}
+}
+
+// latencySample is how many reads there are to one whose latency is measured.
+const latencySample = 32
+
+// reader reads accounts in their order at its share of the rate.
+func (r *run) reader(ctx context.Context, n *node, accounts []uint32) counts {
+	c := r.config
+	share := float64(c.ReadRate) * readTick.Seconds() / float64(c.Readers*c.Replicas)
+	work := context.WithoutCancel(ctx) // a read that has begun is finished
+	var mine counts
+	var budget float64
+	p := newPace(readTick)
+	for i := 0; p.wait(ctx); {
+		for budget += share; budget >= 1; budget-- {
+			r.readOne(work, n, int(accounts[i%len(accounts)]), i%latencySample == 0, &mine)
+			i++
+		}
+	}
+	return mine
+}
+
+// readOne does one read and has it judged.
+func (r *run) readOne(ctx context.Context, n *node, account int, measure bool, mine *counts) {
+	before := r.oracle.beginRead(n.id, account)
+	a, hit, err := n.replica.read(ctx, account)
+	if measure {
+		mine.readLatency.add(time.Duration(r.oracle.now() - before.began))
+	}
+	mine.reads++
+	if err != nil {
+		r.readErrors.Add(1)
+		r.note("read of account %d on replica %d failed: %v", account, n.id, err)
+		return
+	}
+	if hit {
+		mine.hits++
+	}
+	v := r.oracle.endRead(before, a.Op)
+	if v == (verdict{version: v.version}) {
+		return
+	}
+	beyond := r.promise.broken(v)
+	mine.judge(v, beyond)
+	if r.promise.tideMark && (beyond || v.backward || v.unknown) {
+		r.note("%.3fs replica %d account %d: read version %d (op %d, hit %t); newest acknowledged %d (%v earlier), shown here %d, told here %d, told to doubt at %.3fs: backward %t, below the mark %t, not checked after doubt %t, unknown %t",
+			time.Duration(before.began).Seconds(), n.id, account, v.version, a.Op, hit, before.newest.version, v.staleFor,
+			before.shown, before.told, time.Duration(before.doubted-1).Seconds(), v.backward, v.belowMark, v.undoubted, v.unknown)
+	}
+}
+
+// notesKept bounds the violations that are kept word for word.
+const notesKept = 20
+
+// note keeps the first few violations for the report.
+func (r *run) note(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.violations) < notesKept {
+		r.violations = append(r.violations, fmt.Sprintf(format, args...))
+	}
+}
+
+// writer makes deposits into accounts in their order at its share of the rate.
+func (r *run) writer(ctx context.Context, n *node, accounts []uint32, id uint64) counts {
+	c := r.config
+	amounts := rand.New(rand.NewPCG(c.Seed, streamWriters*2+id))
+	work := context.WithoutCancel(ctx)
+	var mine counts
+	p := newPace(time.Duration(float64(time.Second) * float64(c.Writers*c.Replicas) / float64(c.WriteRate)))
+	for i := 0; p.wait(ctx); i++ {
+		account := int(accounts[i%len(accounts)])
+		begin := time.Now()
+		if r.deposit(work, n, account, 1+amounts.Int64N(10_000)) == nil {
+			mine.writes++
+			mine.writeLatency.add(time.Since(begin))
+		}
+	}
+	return mine
+}
+
+// deposit makes one deposit on n and enters its fate in the books.
+func (r *run) deposit(ctx context.Context, n *node, account int, cents int64) error {
+	op := r.oracle.beginWrite(account)
+	err := n.replica.deposit(ctx, account, op, cents)
+	at := r.oracle.now()
+	version, committed := r.oracle.isCommitted(account, op)
+	switch {
+	case err == nil || committed:
+		// A deposit that the database has acknowledged counts, also if the
+		// contender failed afterwards.
+		r.oracle.acknowledge(account, op, at)
+		r.ledger.record(account, cents)
+		if err == nil && committed && n.id < r.config.Replicas {
+			r.oracle.heard(n.id, account, version)
+		}
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled):
+		r.ledger.recordDoubtful(account)
+		r.doubtfulWrites.Add(1)
+	default:
+		r.oracle.abandoned(account, op)
+	}
+	if err != nil && n.id < r.config.Replicas { // of a dying writer nothing else is expected
+		r.writeErrors.Add(1)
+		r.note("deposit on account %d on replica %d failed, committed %t: %v", account, n.id, committed, err)
+	}
+	return err
+}
