@@ -165,8 +165,10 @@ func TestInvalidateSaysWhyItFailed(t *testing.T) {
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, `"not a name"`)
 
-	closed := startNATS(t, server.Options{Users: []*server.User{{Username: "reader", Password: "x",
-		Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{">"}}}}}})
+	closed := startNATS(t, server.Options{Users: []*server.User{{
+		Username: "reader", Password: "x",
+		Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{">"}}},
+	}}})
 	url := strings.Replace(closed.ClientURL(), "nats://", "nats://reader:x@", 1)
 	r = tidemarkWith(t.Context(), "", "invalidate", "-server", url, "-name", "accounts", "a")
 	assert.Equal(t, exitFailed, r.status, "the server refuses the message")

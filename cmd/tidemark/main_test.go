@@ -77,12 +77,22 @@ func TestHelpExplainsACommand(t *testing.T) {
 
 func TestWhatIsNotUnderstoodIsAUsageError(t *testing.T) {
 	for _, args := range [][]string{
-		{}, {"nosuch"}, {"storm", "-nosuch"}, {"storm", "extra"}, {"storm", "-replicas", "0"},
-		{"storm", "-contenders", "nosuch"}, {"storm", "-contenders", ""}, {"storm", "-drop", "1.5"},
-		{"invalidate", "a"}, {"invalidate", "-name", "x", "-key-type", "float", "a"},
-		{"invalidate", "-name", "x", "-all", "a"}, {"invalidate", "-name", "x", "-key-type", "int", "a"},
+		{},
+		{"nosuch"},
+		{"storm", "-nosuch"},
+		{"storm", "extra"},
+		{"storm", "-replicas", "0"},
+		{"storm", "-contenders", "nosuch"},
+		{"storm", "-contenders", ""},
+		{"storm", "-drop", "1.5"},
+		{"invalidate", "a"},
+		{"invalidate", "-name", "x", "-key-type", "float", "a"},
+		{"invalidate", "-name", "x", "-all", "a"},
+		{"invalidate", "-name", "x", "-key-type", "int", "a"},
 		{"invalidate", "-name", "x", "a@99999999999999999999"},
-		{"watch"}, {"watch", "-name", "x", "extra"}, {"watch", "-name", "x", "-key-type", "float"},
+		{"watch"},
+		{"watch", "-name", "x", "extra"},
+		{"watch", "-name", "x", "-key-type", "float"},
 	} {
 		r := tidemarkWith(t.Context(), "", args...)
 		assert.Equal(t, exitUsage, r.status, "%q", args)

@@ -72,7 +72,8 @@ func encode(t *testing.T, m wire.Message) []byte {
 func exampleMessages(t *testing.T) [][]byte {
 	return [][]byte{
 		encode(t, wire.Message{Kind: wire.KindInvalidate, CacheID: 0x11, Origin: 0x22, Seq: 3, Entries: []wire.Entry{
-			{Key: []byte("a b"), Version: 17}, {Key: []byte("gone"), Version: 4, Deleted: true}, {Key: []byte("?")}}}),
+			{Key: []byte("a b"), Version: 17}, {Key: []byte("gone"), Version: 4, Deleted: true}, {Key: []byte("?")},
+		}}),
 		encode(t, wire.Message{Kind: wire.KindInvalidateAll, Origin: 0x22, Seq: 4}),
 		encode(t, wire.Message{Kind: wire.KindHello, Origin: 0x22, Seq: 5, Nonce: 99}),
 		[]byte("garbage"),

@@ -101,8 +101,10 @@ func (c Config) Validate() error {
 		name  string
 		value float64
 	}{
-		{"delay", c.Weather.Delay}, {"reorder", c.Weather.Reorder},
-		{"duplicate", c.Weather.Duplicate}, {"drop", c.Weather.Drop},
+		{"delay", c.Weather.Delay},
+		{"reorder", c.Weather.Reorder},
+		{"duplicate", c.Weather.Duplicate},
+		{"drop", c.Weather.Drop},
 	} {
 		want(p.value >= 0 && p.value <= 1, "%s is %v, want a share between 0 and 1", p.name, p.value)
 	}
@@ -112,8 +114,11 @@ func (c Config) Validate() error {
 		count int
 		each  time.Duration
 	}{
-		{"cut", c.Cuts, c.CutFor}, {"freeze", c.Freezes, c.FreezeFor}, {"stall", c.Stalls, c.StallFor},
-		{"kill", c.Kills, 1}, {"reconcile", c.Reconcile, 1},
+		{"cut", c.Cuts, c.CutFor},
+		{"freeze", c.Freezes, c.FreezeFor},
+		{"stall", c.Stalls, c.StallFor},
+		{"kill", c.Kills, 1},
+		{"reconcile", c.Reconcile, 1},
 	} {
 		want(f.count >= 0, "%s is %d, want at least 0", f.name, f.count)
 		want(f.count == 0 || f.each > 0, "%s lasts %v, want more than 0", f.name, f.each)

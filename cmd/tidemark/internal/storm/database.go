@@ -32,7 +32,8 @@ type database struct {
 // openDatabase creates the file with accounts rows, each at its opening state.
 func openDatabase(ctx context.Context, path string, accounts int, o *oracle) (*database, error) {
 	settings := url.Values{"_txlock": {"immediate"}, "_pragma": {
-		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(OFF)"}}
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(OFF)",
+	}}
 	db, err := sql.Open("sqlite", "file:"+path+"?"+settings.Encode())
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)
@@ -41,8 +42,7 @@ func openDatabase(ctx context.Context, path string, accounts int, o *oracle) (*d
 	db.SetMaxIdleConns(16)
 	d := &database{db: db, oracle: o}
 	if err := d.create(ctx, accounts); err != nil {
-		db.Close()
-		return nil, fmt.Errorf("database: %w", err)
+		return nil, fmt.Errorf("database: %w", errors.Join(err, db.Close()))
 	}
 	return d, nil
 }

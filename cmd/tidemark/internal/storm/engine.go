@@ -88,7 +88,7 @@ func runContender(ctx context.Context, c Config, who contender, status Status, p
 	if err != nil {
 		return Result{}, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	r := &run{config: c, contender: who, promise: who.promise(c), killed: make(map[change]struct{})}
 	defer func() { err = errors.Join(err, r.close()) }()

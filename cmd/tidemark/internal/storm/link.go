@@ -129,8 +129,10 @@ type Tally struct {
 }
 
 func (t Tally) add(u Tally) Tally {
-	return Tally{t.Arrived + u.Arrived, t.Delayed + u.Delayed, t.Reordered + u.Reordered,
-		t.Duplicated + u.Duplicated, t.Dropped + u.Dropped}
+	return Tally{
+		t.Arrived + u.Arrived, t.Delayed + u.Delayed, t.Reordered + u.Reordered,
+		t.Duplicated + u.Duplicated, t.Dropped + u.Dropped,
+	}
 }
 
 // Subscribe delivers the transport's messages after the weather has had them.

@@ -94,7 +94,9 @@ func (p *proxy) thawLocked() {
 func (p *proxy) resetLocked() {
 	for c := range p.conns {
 		if t, ok := c.(*net.TCPConn); ok {
-			t.SetLinger(0) // a reset, so that neither side sees an orderly end
+			// A reset, so that neither side sees an orderly end. It fails only
+			// on a connection that has ended already.
+			_ = t.SetLinger(0)
 		}
 		c.Close()
 	}

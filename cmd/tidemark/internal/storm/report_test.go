@@ -63,8 +63,10 @@ func TestReportJSONIsSchema1(t *testing.T) {
 	require.Len(t, got.Contenders, 3)
 	assert.Equal(t, "ttl", got.Contenders[0]["name"], "in the order in which they ran")
 	assert.Equal(t, true, got.Contenders[2]["failed"])
-	for _, field := range []string{"name", "reads", "writes", "hit_ratio", "stale_reads", "max_stale_ms", "backward_reads",
-		"lost_updates", "wrong_at_rest", "beyond_bound", "db_reads", "read_p50_ns", "read_p99_ns", "write_p50_us", "write_p99_us"} {
+	for _, field := range []string{
+		"name", "reads", "writes", "hit_ratio", "stale_reads", "max_stale_ms", "backward_reads",
+		"lost_updates", "wrong_at_rest", "beyond_bound", "db_reads", "read_p50_ns", "read_p99_ns", "write_p50_us", "write_p99_us",
+	} {
 		assert.Contains(t, got.Contenders[0], field)
 	}
 }
