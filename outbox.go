@@ -29,10 +29,11 @@ type outbox struct {
 	closing  sync.Once
 	closeErr error // written once by closing
 
-	// For the goroutine only.
+	// For the goroutine only, and for goodbye once it has ended.
 
-	seq uint64 // of the latest message
-	buf []byte
+	seq    uint64 // of the latest message
+	buf    []byte // the latest message
+	unsent bool   // buf may not be out
 
 	mu       sync.Mutex // guards everything below
 	queue    []parcel
@@ -65,6 +66,7 @@ const (
 	publishTimeout = 2 * time.Second // of one attempt
 	retryMin       = 20 * time.Millisecond
 	retryMax       = time.Second
+	closeGrace     = 100 * time.Millisecond // for a publish to notice that it was cancelled
 )
 
 func newOutbox(inv Invalidator) *outbox {
@@ -184,17 +186,42 @@ func (o *outbox) shut(ctx context.Context) error {
 	select {
 	case <-o.ended:
 	case <-ctx.Done():
-		return errors.Join(err, fmt.Errorf("tidemark: a publish does not end: %w", ctx.Err()))
-	}
-	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, publishTimeout)
-		defer cancel()
-		o.seq++
-		if b, err := wire.Append(nil, o.message(wire.KindHello)); err == nil {
-			_ = o.publish(ctx, b) // nothing depends on a goodbye
+		select {
+		case <-o.ended:
+		case <-time.After(closeGrace):
+			return errors.Join(err, fmt.Errorf("tidemark: a publish does not end: %w", ctx.Err()))
 		}
 	}
-	return err
+	if err != nil {
+		return err // no goodbye: what this origin did not say must not go unnoticed
+	}
+	said := make(chan struct{})
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	go func() {
+		defer close(said)
+		o.goodbye(ctx)
+	}()
+	select {
+	case <-said:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// goodbye tells the receivers that the silence to come is not this origin's
+// death. A hello that was given up half-way goes first, so that its number is
+// not missed. Nothing here depends on whether it gets out.
+func (o *outbox) goodbye(ctx context.Context) {
+	if o.unsent && o.publish(ctx, o.buf) != nil {
+		return
+	}
+	o.seq++
+	m := o.message(wire.KindHello)
+	m.Seq = o.seq
+	if b, err := wire.Append(nil, m); err == nil {
+		_ = o.publish(ctx, b)
+	}
 }
 
 // run is the outbox's goroutine.
@@ -275,7 +302,7 @@ func (o *outbox) deliver(m *wire.Message) bool {
 		all.Seq = m.Seq
 		b, _ = wire.Append(o.buf[:0], all)
 	}
-	o.buf = b
+	o.buf, o.unsent = b, true
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
 		ctx, cancel := context.WithTimeout(o.life, publishTimeout)
 		err := o.publish(ctx, b)
@@ -284,6 +311,7 @@ func (o *outbox) deliver(m *wire.Message) bool {
 		o.failing = err
 		o.mu.Unlock()
 		if err == nil {
+			o.unsent = false
 			return true
 		}
 		select {
