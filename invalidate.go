@@ -142,9 +142,10 @@ type ear struct {
 
 // A voice is one origin as an ear hears it.
 type voice struct {
-	seq   uint64 // the highest number heard
-	hello int64  // when it last said hello; 0: it never did, or fell silent
-	pause int64  // the longest time between two of its hellos
+	seq    uint64 // the highest number heard
+	hello  int64  // when it last said hello; 0: it never did, or said goodbye
+	silent bool   // that it no longer does was noticed
+	pause  int64  // between two of its hellos: the latest, or half the one before if that is more
 }
 
 const (
@@ -218,8 +219,9 @@ func (r *replica[K, V]) notice() {
 			continue
 		}
 		for _, v := range e.origins {
-			if v.hello != 0 && now-v.hello > missedBeats*max(int64(r.beat), v.pause) {
-				v.hello = 0
+			// Silent is who was not heard for long while the own hello was.
+			if v.hello != 0 && !v.silent && e.heard-v.hello > missedBeats*max(int64(r.beat), v.pause) {
+				v.silent = true
 				silent++
 			}
 		}
@@ -368,10 +370,10 @@ func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
 	case m.Nonce == 0: // goodbye
 		v.hello = 0
 	default:
-		if v.hello != 0 {
-			v.pause = max(v.pause, now-v.hello)
+		if v.hello != 0 && !e.deaf {
+			v.pause = max(now-v.hello, v.pause/2)
 		}
-		v.hello = now
+		v.hello, v.silent = now, false
 	}
 	return gap
 }
