@@ -261,10 +261,11 @@ func (r *replica[K, V]) lose(e *ear, reason string) {
 // hear is called when the own hello is back.
 func (r *replica[K, V]) hear(e *ear, nonce uint64) {
 	r.mu.Lock()
-	if nonce >= e.since {
-		e.heard = r.c.now()
+	fresh := nonce >= e.since
+	if fresh {
+		e.heard, e.since = r.c.now(), nonce+1 // a hello proves something once
 	}
-	back := e.deaf && nonce >= e.since
+	back := e.deaf && fresh
 	if back {
 		e.deaf = false
 		for _, other := range r.ears {
