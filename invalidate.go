@@ -293,7 +293,7 @@ func (r *replica[K, V]) hear(e *ear, nonce uint64) {
 func (r *replica[K, V]) receive(e *ear, msg []byte) {
 	m := &e.msg
 	err := wire.Decode(msg, m)
-	if errors.Is(err, wire.ErrUnknownKind) && m.Flags&wire.FlagIgnorable != 0 {
+	if errors.Is(err, wire.ErrUnknownKind) && (m.Flags&wire.FlagIgnorable != 0 || m.CacheID != r.out.id) {
 		err = nil // and no case below will know it
 	}
 	switch {
