@@ -136,7 +136,7 @@ type ear struct {
 	origins map[uint64]*voice
 
 	deaf  bool   // the own hello has yet to come back
-	since uint64 // the first nonce that proves that it hears again
+	since uint64 // the lowest nonce that proves that it hears now
 	heard int64  // when the own hello last came back
 }
 
@@ -350,12 +350,7 @@ func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
 	defer r.mu.Unlock()
 	v := e.origins[m.Origin]
 	if v == nil {
-		if len(e.origins) >= maxOrigins {
-			for o := range e.origins {
-				delete(e.origins, o)
-				break
-			}
-		}
+		e.forgetOne()
 		v = &voice{}
 		e.origins[m.Origin] = v
 	}
@@ -377,6 +372,22 @@ func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
 		v.hello, v.silent = now, false
 	}
 	return gap
+}
+
+// forgetOne makes room for another origin, if possible at the cost of one that
+// is no replica or no longer says hello.
+func (e *ear) forgetOne() {
+	if len(e.origins) < maxOrigins {
+		return
+	}
+	var victim uint64
+	for o, v := range e.origins {
+		victim = o
+		if v.hello == 0 || v.silent {
+			break
+		}
+	}
+	delete(e.origins, victim)
 }
 
 // follow reads the log, from its end on, for as long as the cache lives. It
