@@ -91,6 +91,12 @@ func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
 	if !inv.connected() && inv.Name != "" {
 		bad("Invalidator", "has a Name, but neither Hint nor Log")
 	}
+	if isNil(inv.Hint) {
+		bad("Invalidator.Hint", "holds a nil %T", inv.Hint)
+	}
+	if isNil(inv.Log) {
+		bad("Invalidator.Log", "holds a nil %T", inv.Log)
+	}
 	if inv.Beat < 0 {
 		bad("Invalidator.Beat", "is %v, want >= 0", inv.Beat)
 	}
@@ -165,9 +171,7 @@ func (c *Cache[K, V]) join() error {
 	r.out = newOutbox(inv)
 	if inv.Hint != nil {
 		e := r.newEar("hint")
-		stop, err := inv.Hint.Subscribe(
-			func(msg []byte) { r.receive(e, msg) },
-			func(reason string) { r.lose(e, reason) })
+		stop, err := r.subscribe(e)
 		if err != nil {
 			return fmt.Errorf("tidemark: subscribe: %w", err)
 		}
@@ -179,6 +183,18 @@ func (c *Cache[K, V]) join() error {
 	}
 	r.wg.Go(r.keepBeat)
 	return nil
+}
+
+// subscribe listens to the Hint, and contains its panic.
+func (r *replica[K, V]) subscribe(e *ear) (stop func(), err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = r.c.caught(p)
+		}
+	}()
+	return r.c.opts.Invalidator.Hint.Subscribe(
+		func(msg []byte) { r.receive(e, msg) },
+		func(reason string) { r.lose(e, reason) })
 }
 
 func (r *replica[K, V]) newEar(name string) *ear {
