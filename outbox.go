@@ -148,7 +148,7 @@ func (o *outbox) kick() {
 func (o *outbox) wait(ctx context.Context, ticket uint64) error {
 	for {
 		o.mu.Lock()
-		sent, progress, failing := o.sent, o.progress, o.failing
+		sent, progress := o.sent, o.progress
 		o.mu.Unlock()
 		if sent >= ticket {
 			return nil
@@ -156,11 +156,18 @@ func (o *outbox) wait(ctx context.Context, ticket uint64) error {
 		select {
 		case <-progress:
 		case <-o.ended:
-			return fmt.Errorf("%w: %w", ErrNotBroadcast, errors.Join(ErrClosed, failing))
+			return o.notBroadcast(ErrClosed)
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", ErrNotBroadcast, errors.Join(ctx.Err(), failing))
+			return o.notBroadcast(ctx.Err())
 		}
 	}
+}
+
+// notBroadcast is the error of a wait that ended because of why.
+func (o *outbox) notBroadcast(why error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return fmt.Errorf("%w: %w", ErrNotBroadcast, errors.Join(why, o.failing))
 }
 
 // close publishes what waits, until ctx ends, and says goodbye with a hello, so
