@@ -168,7 +168,7 @@ func (c *Cache[K, V]) join() error {
 	}
 	c.replica = r
 	c.cutOff()
-	r.out = newOutbox(inv)
+	r.out = newOutbox(inv, c.caught, r.collapsed)
 	if inv.Hint != nil {
 		e := r.newEar("hint")
 		stop, err := r.subscribe(e)
@@ -183,6 +183,13 @@ func (c *Cache[K, V]) join() error {
 	}
 	r.wg.Go(r.keepBeat)
 	return nil
+}
+
+// collapsed is called when the outbox has given up a backlog.
+func (r *replica[K, V]) collapsed() {
+	const reason = "what waits to be broadcast became one message that everything changed"
+	r.c.opts.Logger.Warn("tidemark: backlog collapsed", "reason", reason)
+	r.c.emit(Event{Kind: EventCollapsed, Reason: reason})
 }
 
 // subscribe listens to the Hint, and contains its panic.

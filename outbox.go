@@ -21,6 +21,9 @@ type outbox struct {
 	origin uint64 // names this process's messages
 	id     uint64 // of the cache, see cacheID
 
+	caught      func(panicked any) error // makes an error of a transport's panic
+	onCollapsed func()                   // is told, with no lock held, of each collapse
+
 	wake    chan struct{} // capacity 1: a full channel already asks for a round
 	life    context.Context
 	endLife context.CancelFunc
@@ -69,9 +72,9 @@ const (
 	closeGrace     = 100 * time.Millisecond // for a publish to notice that it was cancelled
 )
 
-func newOutbox(inv Invalidator) *outbox {
+func newOutbox(inv Invalidator, caught func(panicked any) error, onCollapsed func()) *outbox {
 	o := &outbox{
-		inv: inv, origin: rand.Uint64(), id: inv.cacheID(),
+		inv: inv, origin: rand.Uint64(), id: inv.cacheID(), caught: caught, onCollapsed: onCollapsed,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		index: map[string]int{}, progress: make(chan struct{}),
 	}
@@ -83,6 +86,14 @@ func newOutbox(inv Invalidator) *outbox {
 // add queues one key, already encoded, and returns a ticket to wait for. A key
 // that waits already is sent once, with the newer of the two marks.
 func (o *outbox) add(key []byte, m mark) (ticket uint64) {
+	ticket, collapsed := o.enqueue(key, m)
+	if collapsed {
+		o.onCollapsed()
+	}
+	return ticket
+}
+
+func (o *outbox) enqueue(key []byte, m mark) (ticket uint64, collapsed bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.tickets++
@@ -90,6 +101,7 @@ func (o *outbox) add(key []byte, m mark) (ticket uint64) {
 	case len(key) > maxKeyBytes, !waits && len(o.queue) >= maxBacklog:
 		o.collapseLocked()
 		o.collapsed++
+		collapsed = true
 	case waits:
 		e := &o.queue[at-o.shifted].entry
 		have := mark{Version(e.Version), e.Deleted}
@@ -104,7 +116,7 @@ func (o *outbox) add(key []byte, m mark) (ticket uint64) {
 		})
 	}
 	o.kick()
-	return o.tickets
+	return o.tickets, collapsed
 }
 
 // addAll queues the word that everything changed.
@@ -333,7 +345,7 @@ func (o *outbox) deliver(m *wire.Message) bool {
 func (o *outbox) publish(ctx context.Context, b []byte) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = &PanicError{Value: r}
+			err = o.caught(r)
 		}
 	}()
 	if o.inv.Log != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime/debug"
 )
 
 // PublisherOptions configures a Publisher. Invalidator is required.
@@ -46,7 +47,7 @@ func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	p.out = newOutbox(o.Invalidator)
+	p.out = newOutbox(o.Invalidator, caughtAlone, func() {})
 	return p, nil
 }
 
@@ -85,10 +86,13 @@ func (p *Publisher[K]) InvalidateAll(ctx context.Context) error {
 	return p.out.wait(ctx, p.out.addAll())
 }
 
+// caughtAlone turns a recovered panic into an error where no cache counts it.
+func caughtAlone(r any) error { return &PanicError{Value: r, Stack: debug.Stack()} }
+
 func (p *Publisher[K]) encode(key K) (b []byte, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = &PanicError{Value: r}
+			err = caughtAlone(r)
 		}
 	}()
 	return p.keys.encode(nil, key), nil
