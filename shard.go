@@ -194,6 +194,9 @@ func (s *shard[K, V]) raiseLocked(key K, hash uint64, m mark, self *fence[K], at
 			}
 		}
 	}
+	if m.version == 0 {
+		m = unknownMark // no lagging answer can be compared with it either
+	}
 	s.delayed.raise(hash, m, at.now)
 }
 
