@@ -63,12 +63,13 @@ type flight[K comparable, V any] struct {
 	overtaken bool
 }
 
-// meets reports whether the flight's result is good enough for a waiter that
-// needs at least need. A strong load's absence without a version is, unless
-// something became known of the key while it ran.
-func (f *flight[K, V]) meets(need mark) bool {
+// meets reports whether the flight's result is good enough for w. A strong
+// load's absence without a version is, if what w needs was known when the load
+// began, or w was there before it, and nothing became known while it ran.
+func (f *flight[K, V]) meets(w *waiter[K, V]) bool {
 	m := mark{f.entry.Version, f.entry.Absent}
-	return !m.before(need) || m.version == 0 && f.strong && !f.overtaken
+	begunLate := f.id > w.arrived || !f.floor.before(w.need)
+	return !m.before(w.need) || m.version == 0 && f.strong && begunLate && !f.overtaken
 }
 
 // A waiter is one read's way through one or more loads.
@@ -131,7 +132,7 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 	switch {
 	case f.err != nil:
 		return Entry[V]{Age: -1}, false, f.err
-	case !f.meets(w.need):
+	case !f.meets(w):
 		return Entry[V]{Age: -1}, false, nil
 	}
 	e = f.entry
@@ -332,7 +333,7 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 // finish ends f with what the source said: it installs the state if nothing
 // that became known meanwhile forbids it, and wakes those who wait.
 func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
-	absent := got.Absent || errors.Is(err, ErrNotFound)
+	absent := errors.Is(err, ErrNotFound) || err == nil && got.Absent
 	if absent {
 		err = nil
 		got.Value = *new(V)
@@ -491,7 +492,10 @@ func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], fli
 		if r := recover(); r != nil {
 			err = c.caught(r)
 		}
-		if err != nil && !errors.Is(err, ErrUnavailable) {
+		switch {
+		case errors.Is(err, ErrNotFound): // of what it looked into: no key is absent for that
+			err = &LoadError{Err: fmt.Errorf("%w: %v", ErrIncomplete, err)}
+		case err != nil && !errors.Is(err, ErrUnavailable):
 			err = &LoadError{Err: err}
 		}
 		for _, f := range flights {
