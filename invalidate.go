@@ -458,9 +458,10 @@ func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
 	}
 }
 
-// close publishes what waits, until ctx ends, and ends the subscriptions.
+// close publishes what waits, until ctx ends, and ends the subscriptions. With a
+// write in doubt this replica is to the others as one that died in the middle.
 func (r *replica[K, V]) close(ctx context.Context) error {
-	err := r.out.close(ctx)
+	err := r.out.close(ctx, r.c.doubts.Load() == 0)
 	for _, stop := range r.stops {
 		stop()
 	}

@@ -44,6 +44,8 @@ type outbox struct {
 	shifted  int            // parcels taken from the front so far, for index
 	all      bool           // everything changed; goes before queue
 	allUpTo  uint64         // the ticket that all stands for
+	carried  int            // keys of the message under way
+	carries  bool           // that message says that everything changed
 	nonce    uint64         // of the hello that waits, or 0
 	tickets  uint64         // handed out so far
 	sent     uint64         // ticket up to which everything is published
@@ -185,20 +187,20 @@ func (o *outbox) notBroadcast(why error) error {
 // close publishes what waits, until ctx ends, and says goodbye with a hello, so
 // that receivers notice if they have missed the last message. It returns what
 // could not be published; further calls wait for the first and return the same.
-func (o *outbox) close(ctx context.Context) error {
-	o.closing.Do(func() { o.closeErr = o.shut(ctx) })
+//
+// The goodbye is left out unless all is known that this process has done.
+func (o *outbox) close(ctx context.Context, allKnown bool) error {
+	o.closing.Do(func() { o.closeErr = o.shut(ctx, allKnown) })
 	return o.closeErr
 }
 
-func (o *outbox) shut(ctx context.Context) error {
+func (o *outbox) shut(ctx context.Context, allKnown bool) error {
 	o.mu.Lock()
 	last := o.tickets
 	o.mu.Unlock()
 	err := o.wait(ctx, last)
 	if err != nil {
-		o.mu.Lock()
-		n, all := len(o.queue), o.all
-		o.mu.Unlock()
+		n, all := o.backlog()
 		err = fmt.Errorf("tidemark: closed with %d keys to broadcast (everything: %t): %w", n, all, err)
 	}
 	o.endLife()
@@ -211,8 +213,8 @@ func (o *outbox) shut(ctx context.Context) error {
 			return errors.Join(err, fmt.Errorf("tidemark: a publish does not end: %w", ctx.Err()))
 		}
 	}
-	if err != nil {
-		return err // no goodbye: what this origin did not say must not go unnoticed
+	if err != nil || !allKnown {
+		return err // what this origin did not say must not go unnoticed
 	}
 	said := make(chan struct{})
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
@@ -276,7 +278,7 @@ func (o *outbox) next() (m *wire.Message, upTo uint64) {
 		m.Nonce, o.nonce = o.nonce, 0
 		return m, 0
 	case o.all:
-		o.all = false
+		o.all, o.carries = false, true
 		return o.message(wire.KindInvalidateAll), o.allUpTo
 	case len(o.queue) > 0:
 		m = o.message(wire.KindInvalidate)
@@ -297,6 +299,7 @@ func (o *outbox) takeLocked(m *wire.Message) (upTo uint64) {
 		upTo = p.ticket
 		n++
 	}
+	o.carried = n
 	o.shifted += n
 	o.queue = append(o.queue[:0], o.queue[n:]...)
 	if len(o.queue) == 0 {
@@ -364,6 +367,7 @@ func (o *outbox) published(upTo uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.messages++
+	o.carried, o.carries = 0, false
 	if upTo > o.sent {
 		o.sent = upTo
 		close(o.progress)
@@ -373,10 +377,19 @@ func (o *outbox) published(upTo uint64) {
 
 // addStats adds what the outbox has counted.
 func (o *outbox) addStats(s *Stats) {
+	n, all := o.backlog()
+	if all {
+		n++
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	s.Sent, s.Collapsed, s.Backlog = o.messages, o.collapsed, len(o.queue)
-	if o.all {
-		s.Backlog++
-	}
+	s.Sent, s.Collapsed, s.Backlog = o.messages, o.collapsed, n
+}
+
+// backlog returns how many keys are not published yet, those under way
+// included, and whether the word that everything changed is not.
+func (o *outbox) backlog() (keys int, all bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.queue) + o.carried, o.all || o.carries
 }

@@ -105,5 +105,5 @@ func (p *Publisher[K]) Close(ctx context.Context) error {
 	case <-p.work.close():
 	case <-ctx.Done():
 	}
-	return p.out.close(ctx)
+	return p.out.close(ctx, true)
 }
