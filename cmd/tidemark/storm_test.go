@@ -20,7 +20,7 @@ func TestStormPrintsATableAndWritesJSON(t *testing.T) {
 	r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map,ttl", "-duration", "400ms", "-quiet", "0s",
 		"-accounts", "500", "-capacity", "100", "-seed", "7", "-freeze", "0", "-json", file)
 	require.Equal(t, exitOK, r.status, r.err)
-	assert.Contains(t, r.out, "3 replicas, 500 accounts, 100 entries a cache, seed 7, 400ms of load on each contender")
+	assert.Contains(t, r.out, "3 replicas, 500 accounts, 100 entries a cache, the database 300µs away, seed 7, 400ms of load each")
 	assert.Contains(t, r.out, "contender")
 	assert.Contains(t, r.err, "map (1 of 2)")
 	assert.Contains(t, r.err, "ttl (2 of 2)")

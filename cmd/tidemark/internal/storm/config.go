@@ -20,7 +20,7 @@ type Config struct {
 	Seed       uint64   // of the schedule; the same for every contender
 
 	Duration time.Duration // of the load, for each contender
-	Quiet    time.Duration // after the faults have healed, before the caches are inspected
+	Quiet    time.Duration // of reading only, after the faults have healed and before the caches are inspected
 
 	Skew      float64 // Zipf exponent of the accounts, above 1
 	Readers   int     // goroutines a replica
@@ -28,7 +28,8 @@ type Config struct {
 	ReadRate  int     // reads a second that the readers of all replicas together attempt
 	WriteRate int     // deposits a second that the writers of all replicas together attempt
 
-	TTL time.Duration // of the contender ttl
+	TTL       time.Duration // of the contender ttl
+	DBLatency time.Duration // how long an answer of the database is on its way, on average
 
 	Weather Weather // what happens to messages
 
@@ -52,13 +53,14 @@ func Default() Config {
 		Capacity:   4_000,
 		Seed:       1,
 		Duration:   8 * time.Second,
-		Quiet:      3500 * time.Millisecond,
+		Quiet:      4 * time.Second,
 		Skew:       1.1,
-		Readers:    2,
+		Readers:    8,
 		Writers:    2,
 		ReadRate:   60_000,
 		WriteRate:  600,
 		TTL:        time.Second,
+		DBLatency:  300 * time.Microsecond,
 		Weather: Weather{
 			Delay: 0.001, DelayMax: 100 * time.Millisecond,
 			Reorder: 0.001, Duplicate: 0.01, Drop: 0.001,
@@ -96,6 +98,7 @@ func (c Config) Validate() error {
 	want(c.Writers >= 1, "writers is %d, want at least 1", c.Writers)
 	want(c.ReadRate >= 1, "read rate is %d, want at least 1", c.ReadRate)
 	want(c.WriteRate >= 1, "write rate is %d, want at least 1", c.WriteRate)
+	want(c.DBLatency >= 0, "database latency is %v, want at least 0", c.DBLatency)
 	want(c.TTL > 0, "ttl is %v, want more than 0", c.TTL)
 	for _, p := range []struct {
 		name  string
@@ -130,10 +133,10 @@ func (c Config) Validate() error {
 func (c Config) String() string {
 	w := c.Weather
 	share := func(p float64) string { return strconv.FormatFloat(100*p, 'g', 3, 64) + "%" }
-	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, seed %d, %v of load on each contender\n"+
+	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, the database %v away, seed %d, %v of load each\n"+
 		"messages: %s delayed up to %v, %s overtaken, %s twice, %s dropped; "+
 		"%d cuts of %v, %d freezes of %v, %d stalls of %v, %d writers killed, %d rows changed by SQL",
-		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), c.Seed, c.Duration,
+		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), c.DBLatency, c.Seed, c.Duration,
 		share(w.Delay), w.DelayMax, share(w.Reorder), share(w.Duplicate), share(w.Drop),
 		c.Cuts, c.CutFor, c.Freezes, c.FreezeFor, c.Stalls, c.StallFor, c.Kills, min(c.Reconcile, c.Accounts))
 }
@@ -155,6 +158,7 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		ReadRate    int      `json:"reads_per_s"`
 		WriteRate   int      `json:"writes_per_s"`
 		TTLMs       float64  `json:"ttl_ms"`
+		DBLatencyMs float64  `json:"db_latency_ms"`
 		Delay       float64  `json:"delay"`
 		DelayMaxMs  float64  `json:"delay_max_ms"`
 		Reorder     float64  `json:"reorder"`
@@ -170,7 +174,7 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		Reconcile   int      `json:"reconcile"`
 	}{
 		c.Contenders, c.Replicas, c.Accounts, c.Capacity, c.Seed, ms(c.Duration), ms(c.Quiet), c.Skew,
-		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL),
+		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL), ms(c.DBLatency),
 		c.Weather.Delay, ms(c.Weather.DelayMax), c.Weather.Reorder, c.Weather.Duplicate, c.Weather.Drop,
 		c.Cuts, ms(c.CutFor), c.Freezes, ms(c.FreezeFor), c.Stalls, ms(c.StallFor), c.Kills, c.Reconcile,
 	})

@@ -150,16 +150,19 @@ func newRecordingStore(b *bank) (*recordingStore, error) {
 }
 
 func (s *recordingStore) Load(ctx context.Context, account int) (Account, tidemark.Version, error) {
+	defer s.bank.travel()
 	s.bank.reads.Add(1)
 	return s.Store.Load(ctx, account)
 }
 
 func (s *recordingStore) LoadMany(ctx context.Context, accounts []int) (map[int]tidemark.Loaded[Account], error) {
+	defer s.bank.travel()
 	s.bank.reads.Add(uint64(len(accounts)))
 	return s.Store.LoadMany(ctx, accounts)
 }
 
 func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base tidemark.Version, a Account, op tidemark.OpID) (tidemark.Version, error) {
+	defer s.bank.travel()
 	s.bank.writing.Lock()
 	version, err := s.Store.CompareAndSet(ctx, account, base, a, op)
 	s.bank.writing.Unlock()

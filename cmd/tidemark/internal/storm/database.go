@@ -5,9 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
@@ -15,8 +17,9 @@ import (
 )
 
 // A database is the database of record: one SQLite file with one row an
-// account, in the table that sqlstore makes. It tells the oracle of every commit as soon as the statement
-// returns. Every contender reads and writes through it.
+// account, in the table that sqlstore makes. It tells the oracle of every
+// commit as soon as the statement returns. Every contender reads and writes
+// through it.
 type database struct {
 	db     *sql.DB
 	oracle *oracle
@@ -194,10 +197,19 @@ func (d *database) all(ctx context.Context, visit func(account int, a Account, v
 	return rows.Err()
 }
 
-// A bank is the database as one process of the service sees it.
+// A bank is the database as one process of the service sees it: with a network
+// in between, so that the world can change while an answer is on its way.
 type bank struct {
 	*database
-	hook atomic.Pointer[func(account int, op, version uint64)]
+	latency time.Duration // of an answer, on average
+	hook    atomic.Pointer[func(account int, op, version uint64)]
+}
+
+// travel is the time that an answer is on its way.
+func (b *bank) travel() {
+	if b.latency > 0 {
+		time.Sleep(rand.N(2 * b.latency))
+	}
 }
 
 // onCommit calls hook where the next write of this process has been committed,
@@ -214,11 +226,13 @@ func (b *bank) committed(account int, op, version uint64) {
 
 // load reads one account.
 func (b *bank) load(ctx context.Context, account int) (Account, uint64, error) {
+	defer b.travel()
 	return b.row(ctx, b.selectRow, account)
 }
 
 // overwrite writes a without looking at what is there.
 func (b *bank) overwrite(ctx context.Context, account int, a Account) error {
+	defer b.travel()
 	var version uint64
 	b.writing.Lock()
 	err := b.overwriteRow.QueryRowContext(ctx, a.encode(), account).Scan(&version)
@@ -232,6 +246,7 @@ func (b *bank) overwrite(ctx context.Context, account int, a Account) error {
 
 // transact replaces the account by what fn makes of it, in one transaction.
 func (b *bank) transact(ctx context.Context, account int, fn func(current Account) Account) error {
+	defer b.travel()
 	var next Account
 	var version uint64
 	err := b.transaction(ctx, func(tx *sql.Tx) error {

@@ -111,9 +111,11 @@ func runContender(ctx context.Context, c Config, who contender, status Status, p
 		return Result{}, err
 	}
 	phase.Store("quiet")
-	if err := r.calm(ctx); err != nil {
+	afterwards, err := r.calm(ctx)
+	if err != nil {
 		return Result{}, err
 	}
+	counts.addWrongs(&afterwards)
 	phase.Store("inspect")
 	return r.inspect(ctx, counts)
 }
@@ -192,7 +194,7 @@ func (r *run) openNode(id int, w Weather) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{id: id, proxy: p, bank: &bank{database: r.database}}
+	n := &node{id: id, proxy: p, bank: &bank{database: r.database, latency: r.config.DBLatency}}
 	n.replica, err = r.contender.open(&environment{
 		config: r.config,
 		bank:   n.bank,
@@ -258,7 +260,9 @@ func (n *node) close(ctx context.Context) error {
 }
 
 // calm ends all faults and gives the contender the quiet time to recover.
-func (r *run) calm(ctx context.Context) error {
+// Nothing is written any more, but the readers go on: an empty cache has no
+// wrong entries, and that is not what is to be found out.
+func (r *run) calm(parent context.Context) (counts, error) {
 	for _, n := range r.nodes {
 		n.proxy.restore()
 		n.proxy.unfreeze()
@@ -267,17 +271,15 @@ func (r *run) calm(ctx context.Context) error {
 		}
 	}
 	r.tell("the storm is over; quiet time")
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(r.config.Quiet):
-	}
+	ctx, cancel := context.WithTimeout(parent, r.config.Quiet)
+	defer cancel()
+	afterwards := together(r.readers(ctx, streamQuiet))
 	for deadline := time.Now().Add(5 * time.Second); r.held() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d messages are still under way", r.held())
+			return afterwards, fmt.Errorf("%d messages are still under way", r.held())
 		}
 	}
-	return nil
+	return afterwards, parent.Err()
 }
 
 // held returns how many messages are still in the links.

@@ -9,7 +9,7 @@ import (
 type counts struct {
 	reads, hits, writes       uint64
 	stale, backward, beyond   uint64
-	unknown                   uint64
+	unknown, dbReads          uint64
 	worstStale                time.Duration
 	staleFor                  histogram
 	readLatency, writeLatency histogram
@@ -49,7 +49,6 @@ func (c *counts) add(d *counts) {
 
 // inspect compares the books and the caches with the database, and sums up.
 func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
-	reads := r.database.reads.Load()
 	var books imbalance
 	var rest atRest
 	err := r.database.all(ctx, func(account int, a Account, version uint64) {
@@ -71,7 +70,7 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 		LostUpdates:   uint64(books.lost + books.repeated), LostCents: books.cents,
 		WrongAtRest: rest.wrong, WrongUnannounced: rest.unannounced, Resident: rest.resident,
 		BeyondBound: c.beyond, UnknownReads: c.unknown,
-		DBReads:   reads,
+		DBReads:   c.dbReads,
 		ReadP50Ns: c.readLatency.quantile(0.50).Nanoseconds(), ReadP99Ns: c.readLatency.quantile(0.99).Nanoseconds(),
 		WriteP50Us: microseconds(c.writeLatency.quantile(0.50)), WriteP99Us: microseconds(c.writeLatency.quantile(0.99)),
 		ReadErrors: r.readErrors.Load(), WriteErrors: r.writeErrors.Load(), DoubtfulWrites: r.doubtfulWrites.Load(),
@@ -88,6 +87,14 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 	defer r.mu.Unlock()
 	res.Faults, res.Violations = r.executed, r.violations
 	return res, nil
+}
+
+// addWrongs adds what must never happen, and no more: d is from the quiet time,
+// which is not part of the load.
+func (c *counts) addWrongs(d *counts) {
+	c.backward += d.backward
+	c.beyond += d.beyond
+	c.unknown += d.unknown
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }

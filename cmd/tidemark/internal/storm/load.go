@@ -17,10 +17,40 @@ func (r *run) load(parent context.Context) (counts, error) {
 	begin := time.Now()
 	r.faults.Go(func() { r.runFaults(ctx, begin) })
 
+	var workers []func() counts
+	for i, n := range r.nodes {
+		for j := range c.Writers {
+			id := uint64(i*c.Writers + j)
+			accounts := drawAccounts(c, streamWriters+id, accountsDrawn)
+			workers = append(workers, func() counts { return r.writer(ctx, n, accounts, id) })
+		}
+	}
+	total := together(append(workers, r.readers(ctx, streamReaders)...))
+	r.faults.Wait()
+	total.dbReads = r.database.reads.Load()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return total, errors.Join(r.faultErr, parent.Err())
+}
+
+// readers returns the readers of all replicas, which read until ctx ends.
+func (r *run) readers(ctx context.Context, stream uint64) []func() counts {
+	var readers []func() counts
+	for i, n := range r.nodes {
+		for j := range r.config.Readers {
+			accounts := drawAccounts(r.config, stream+uint64(i*r.config.Readers+j), accountsDrawn)
+			readers = append(readers, func() counts { return r.reader(ctx, n, accounts) })
+		}
+	}
+	return readers
+}
+
+// together runs all workers and adds up what they saw.
+func together(workers []func() counts) counts {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var total counts
-	worker := func(work func() counts) {
+	for _, work := range workers {
 		wg.Go(func() {
 			mine := work()
 			mu.Lock()
@@ -28,21 +58,8 @@ func (r *run) load(parent context.Context) (counts, error) {
 			total.add(&mine)
 		})
 	}
-	for i, n := range r.nodes {
-		for j := range c.Readers {
-			accounts := drawAccounts(c, streamReaders+uint64(i*c.Readers+j), accountsDrawn)
-			worker(func() counts { return r.reader(ctx, n, accounts) })
-		}
-		for j := range c.Writers {
-			accounts := drawAccounts(c, streamWriters+uint64(i*c.Writers+j), accountsDrawn)
-			worker(func() counts { return r.writer(ctx, n, accounts, uint64(i*c.Writers+j)) })
-		}
-	}
 	wg.Wait()
-	r.faults.Wait()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return total, errors.Join(r.faultErr, parent.Err())
+	return total
 }
 
 // A pace spreads work evenly over time, in ticks, and does not run after what

@@ -106,7 +106,8 @@ var columns = []struct {
 }{
 	{"contender", func(r Result) string { return r.Name }},
 	{"lost\nupdates", func(r Result) string { return group(r.LostUpdates) }},
-	{"wrong\nat rest", func(r Result) string { return group(r.WrongAtRest) }},
+	{"at rest\nwrong", func(r Result) string { return group(r.WrongAtRest) }},
+	{"\nof", func(r Result) string { return group(r.Resident) }},
 	{"backward\nreads", func(r Result) string { return group(r.BackwardReads) }},
 	{"beyond\nbound", func(r Result) string { return group(r.BeyondBound) }},
 	{"stale\nreads", func(r Result) string { return group(r.StaleReads) }},
@@ -149,7 +150,8 @@ func (r *Report) WriteTable(w io.Writer) error {
 
 const legend = `
 lost updates    acknowledged deposits that the database does not contain, or contains twice
-wrong at rest   entries that differ from the database after the storm, all links healed and quiet
+at rest         entries in memory that differ from the database when all links have healed and
+                nothing is written any more, of those that a reader would be served
 backward reads  below what an earlier completed read of the account had returned on the same replica
 stale reads     a newer version had been acknowledged before the read began; stale ms: how long before
 beyond bound    reads that break what the contender states about its reads:

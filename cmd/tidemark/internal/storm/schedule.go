@@ -58,6 +58,7 @@ const (
 	streamLinks   // + replica
 	streamReaders = 1 << 20
 	streamWriters = 2 << 20
+	streamQuiet   = 5 << 20
 )
 
 // schedule returns the faults of c in the order of their time: one in each of
