@@ -550,6 +550,23 @@ func (g *gate) close() <-chan struct{} {
 	return g.idle
 }
 
+// await shuts the gate and waits until it is empty or ctx ends. An empty gate
+// is no error even if ctx has ended.
+func (g *gate) await(ctx context.Context) error {
+	idle := g.close()
+	select {
+	case <-idle:
+		return nil
+	default:
+	}
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Close ends the cache. It refuses new calls, waits until ctx ends for running
 // writes and for what is to be broadcast, then cancels running loads and frees
 // every goroutine. The error says what could not be finished or broadcast; the
@@ -565,20 +582,16 @@ func (c *Cache[K, V]) Close(ctx context.Context) error {
 func (c *Cache[K, V]) close(ctx context.Context) error {
 	c.closed.Store(true)
 	var errs []error
-	select {
-	case <-c.work.close():
-	case <-ctx.Done():
-		errs = append(errs, fmt.Errorf("tidemark: closed with writes under way: %w", ctx.Err()))
+	if err := c.work.await(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("tidemark: closed with writes under way: %w", err))
 	}
 	if c.replica != nil {
 		errs = append(errs, c.replica.close(ctx))
 	}
 	c.cutOff() // from here on no entry is served
 	c.endLife()
-	select {
-	case <-c.loads.close():
-	case <-ctx.Done():
-		errs = append(errs, fmt.Errorf("tidemark: closed with a load that does not end: %w", ctx.Err()))
+	if err := c.loads.await(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("tidemark: closed with a load that does not end: %w", err))
 	}
 	if c.replica != nil {
 		c.replica.wg.Wait()
