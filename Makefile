@@ -18,22 +18,25 @@ COUNTS   ?=
 
 NOSKIP = go run ./internal/lint/noskip $(if $(COUNTS),-counts '$(COUNTS)')
 
+# TIMEOUT is for one package: a test that hangs shows its goroutines after it.
+TIMEOUT ?= 5m
+
 # each runs a command in every module and fails when one of the runs failed.
 each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help test race bench fuzz lint mods vuln storm
+.PHONY: help test race bench fuzz lint mods mutants storm vuln
 
 help: ## this list
-	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "modules: $(MODULES)"
 
 test: ## every module: go vet, then the tests with the race detector; a skipped test fails the run
 	@$(call each,go vet ./...)
-	@$(NOSKIP) $(MODULES) -- -race -shuffle=on ./...
+	@$(NOSKIP) $(MODULES) -- -race -shuffle=on -timeout $(TIMEOUT) ./...
 
 race: ## the root module with the race detector on 1, 2 and 4 CPUs
-	@$(NOSKIP) . -- -race -shuffle=on -cpu 1,2,4 ./...
+	@$(NOSKIP) . -- -race -shuffle=on -timeout $(TIMEOUT) -cpu 1,2,4 ./...
 
 bench: ## benchmarks of the root module for benchstat (BENCH=regexp COUNT=10)
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
@@ -49,6 +52,9 @@ lint: ## gofmt, go vet and staticcheck, tagged tests included
 mods: ## go.mod and go.sum are tidy and the downloaded modules are what go.sum says
 	@$(call each,go mod tidy -diff)
 	@$(call each,go mod verify)
+
+mutants: ## remove each guard of the protocol in turn: the test named for it must go red
+	@go run ./internal/mutants
 
 vuln: ## known vulnerabilities (needs the internet: asks the Go vulnerability database; not part of CI)
 	@$(call each,go run $(GOVULNCHECK) ./...)

@@ -60,6 +60,7 @@ var (
 		modulePath + "/internal/history",
 		modulePath + "/internal/lint",
 		modulePath + "/internal/model",
+		modulePath + "/internal/mutants",
 		modulePath + "/internal/sim",
 		modulePath + "/store/storetest",
 	}
