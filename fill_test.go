@@ -22,6 +22,9 @@ import (
 // by version alone; their tests are about the remedies that it has, Lagging
 // loaders and whole loads.
 
+// patience is how long a test waits for what must happen at once.
+const patience = 10 * time.Second
+
 // A latch holds the first call of a hook until the test opens it; later calls
 // pass.
 type latch struct {
@@ -57,7 +60,7 @@ func (l *latch) wait(t testing.TB) {
 	t.Helper()
 	select {
 	case <-l.held:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		require.FailNow(t, "the call that was to be held did not come")
 	}
 }
@@ -89,7 +92,7 @@ func get(t testing.TB, ch <-chan result) result {
 	select {
 	case r := <-ch:
 		return r
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		require.FailNow(t, "the call does not return")
 		return result{}
 	}
@@ -106,7 +109,9 @@ func value(t testing.TB, ch <-chan result) Entry[int] {
 // load reads a key that must have a value.
 func load(t testing.TB, c *Cache[string, int], key string) Entry[int] {
 	t.Helper()
-	e, err := c.Load(t.Context(), key)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	e, err := c.Load(ctx, key)
 	require.NoError(t, err)
 	return e
 }
@@ -273,6 +278,24 @@ func TestS02_AfterAChangeWithoutAVersionOnlyTheStrongSourceIsAsked(t *testing.T)
 	assert.Equal(t, 20, load(t, c, "k").Value)
 	assert.Zero(t, r.loadCount())
 	served(t, c, "k", 2, "the strong load filled")
+}
+
+// Version 1 is inserted and its invalidation applied; the read replica does not
+// have the row yet, and says absent without a version. That is no answer.
+func TestS02_ALaggingAbsenceBelowTheInvalidationIsRefused(t *testing.T) {
+	s := newSource()
+	r := newReadReplica(s)
+	c := newCache(t, Options[string, int]{MaxCost: small, Loader: r, Store: s, LoaderClass: Lagging(time.Hour)})
+	s.set("k", 10)
+	require.NoError(t, c.Invalidate(t.Context(), "k", 1))
+	l := newLatch(t)
+	s.afterLoad = l.hook // so that what the lagging load filled can be seen
+	reader := loading(t, c, "k", Any)
+	l.wait(t)
+	assert.Equal(t, 1, r.loadCount())
+	missing(t, c, "k", "the read replica cannot know")
+	l.release()
+	assert.Equal(t, 10, value(t, reader).Value)
 }
 
 // A strong read has shown that the key is absent, as of no version; the entry is
@@ -632,12 +655,10 @@ func TestS08_AnAbsenceThatIsNotCachedStillEndsTheEntry(t *testing.T) {
 func TestS09_NothingIsServedThatWasLoadedBeforeTheReplicaHears(t *testing.T) {
 	s := newSource()
 	b := newBus()
-	deaf := true
+	var late [][]byte // by the publisher's goroutine only
 	b.setFault(func(_ int, msg []byte) [][]byte {
-		if deaf {
-			return nil
-		}
-		return [][]byte{msg}
+		late = append(late, msg)
+		return nil
 	})
 	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
 	s.set("k", 10)
@@ -649,8 +670,13 @@ func TestS09_NothingIsServedThatWasLoadedBeforeTheReplicaHears(t *testing.T) {
 	reader := loading(t, c, "k", Any)
 	l.wait(t)
 	s.set("k", 20)
-	b.setFault(nil)
+	b.setFault(func(_ int, msg []byte) [][]byte { // nothing is lost, so that no gap helps
+		all := append(late, msg)
+		late = nil
+		return all
+	})
 	require.NoError(t, c.Ready(t.Context()))
+	missing(t, c, "k", "the first load was before the replica heard")
 	l.release()
 	value(t, reader)
 	idle(t, c)
@@ -1038,4 +1064,19 @@ func TestS16_AFailedLoadLeavesNothingBehind(t *testing.T) {
 			assert.EqualValues(t, 1, c.Stats().LoadErrors)
 		})
 	}
+}
+
+// A load has failed while a fill of the same key goes on: the next read does not
+// join the load that is over.
+func TestS16_ALoadThatIsOverIsNotJoined(t *testing.T) {
+	s := newSource()
+	c := onSource(t, s)
+	s.set("k", 10)
+	fill := c.BeginFill("k")
+	defer fill.Cancel()
+	s.beforeLoad = func(context.Context, string) error { return errors.New("boom") }
+	_, err := c.Load(t.Context(), "k")
+	require.Error(t, err)
+	s.beforeLoad = nil
+	assert.Equal(t, 10, load(t, c, "k").Value)
 }
