@@ -1,0 +1,61 @@
+package tidemark
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// A hit allocates nothing, whatever the key, with and without a time to live.
+func TestAlloc_AHitAllocatesNothing(t *testing.T) {
+	t.Run("string", func(t *testing.T) { hitAllocatesNothing(t, "account-0000000000001") })
+	t.Run("named string", func(t *testing.T) {
+		type name string
+		hitAllocatesNothing(t, name("account-0000000000001"))
+	})
+	t.Run("int", func(t *testing.T) { hitAllocatesNothing(t, 1<<40) })
+	t.Run("uint64", func(t *testing.T) { hitAllocatesNothing(t, uint64(1<<40)) })
+	t.Run("int8", func(t *testing.T) { hitAllocatesNothing(t, int8(-3)) })
+	t.Run("uint32", func(t *testing.T) { hitAllocatesNothing(t, uint32(7)) })
+	t.Run("struct", func(t *testing.T) { hitAllocatesNothing(t, struct{ a, b int }{1, 2}) })
+}
+
+func hitAllocatesNothing[K comparable](t *testing.T, key K) {
+	for _, ttl := range []time.Duration{0, time.Hour} {
+		c, err := New(Options[K, [4]int64]{TTL: ttl, Loader: LoaderFunc[K, [4]int64](
+			func(context.Context, K) ([4]int64, Version, error) { return [4]int64{}, 0, ErrNotFound })})
+		require.NoError(t, err)
+		defer c.Close(t.Context())
+		require.Equal(t, Applied, c.Put(key, [4]int64{1}, 1))
+		ctx := t.Context()
+		for name, read := range map[string]func() bool{
+			"Get":      func() bool { _, ok := c.Get(key); return ok },
+			"GetEntry": func() bool { _, ok := c.GetEntry(key); return ok },
+			"Load":     func() bool { _, err := c.Load(ctx, key); return err == nil },
+			"Read":     func() bool { _, err := c.Read(ctx, key, AtLeast(1)); return err == nil },
+		} {
+			hit := true
+			allocs := testing.AllocsPerRun(200, func() { hit = read() && hit })
+			assert.True(t, hit, "%s missed", name)
+			assert.Zero(t, allocs, "%s with TTL %v", name, ttl)
+		}
+	}
+}
+
+// Putting a present key allocates the new entry and nothing else.
+func TestAlloc_PutOfAPresentKeyAllocatesOneObject(t *testing.T) {
+	c := newCache(t, Options[string, int]{})
+	require.Equal(t, Applied, c.Put("k", 0, 1))
+	v := Version(1)
+	allocs := testing.AllocsPerRun(200, func() {
+		v++
+		c.Put("k", int(v), v)
+	})
+	assert.LessOrEqual(t, allocs, 1.0)
+	got, ok := c.Get("k")
+	assert.True(t, ok)
+	assert.Equal(t, int(v), got)
+}
