@@ -54,7 +54,8 @@ type replica interface {
 	close(ctx context.Context) error
 }
 
-// An announcer tells all replicas of changes made behind their back.
+// An announcer tells all replicas of changes made behind their back. It is used
+// by one goroutine and closed at the end of the job.
 type announcer interface {
 	announce(ctx context.Context, changes []change) error
 	close(ctx context.Context) error

@@ -39,7 +39,8 @@ func Run(ctx context.Context, c Config, progress func(Status)) (*Report, error) 
 		status := Status{Contender: name, Index: i, Of: len(c.Contenders), Total: c.Duration + c.Quiet}
 		result, err := runContender(ctx, c, lookup(name), status, progress)
 		if err != nil {
-			return nil, fmt.Errorf("storm: %s: %w", name, err)
+			// Whatever an interrupt broke first, the interrupt is the reason.
+			return nil, fmt.Errorf("storm: %s: %w", name, errors.Join(ctx.Err(), err))
 		}
 		report.Contenders = append(report.Contenders, result)
 	}
@@ -56,8 +57,6 @@ type run struct {
 	oracle    *oracle
 	ledger    *ledger
 	nodes     []*node
-	outside   *nats.Conn // of the reconciliation
-	announcer announcer  // nil if the contender has none
 	faults    sync.WaitGroup
 
 	writeErrors, readErrors atomic.Uint64
@@ -166,11 +165,7 @@ func (r *run) open(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	if r.outside, err = nats.Connect(r.server.ClientURL()); err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
-	r.announcer, err = r.contender.openAnnouncer(r.outside)
-	return err
+	return nil
 }
 
 // startServer starts a NATS server on a free loopback port.
@@ -230,12 +225,6 @@ func (r *run) close() error {
 	for _, n := range r.nodes {
 		errs = append(errs, n.close(ctx))
 	}
-	if r.announcer != nil {
-		errs = append(errs, r.announcer.close(ctx))
-	}
-	if r.outside != nil {
-		r.outside.Close()
-	}
 	if r.database != nil {
 		errs = append(errs, r.database.close())
 	}
@@ -271,9 +260,10 @@ func (r *run) calm(parent context.Context) (counts, error) {
 		}
 	}
 	r.tell("the storm is over; quiet time")
+	readers := r.readers(streamQuiet)
 	ctx, cancel := context.WithTimeout(parent, r.config.Quiet)
 	defer cancel()
-	afterwards := together(r.readers(ctx, streamQuiet))
+	afterwards := together(ctx, readers)
 	for deadline := time.Now().Add(5 * time.Second); r.held() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			return afterwards, fmt.Errorf("%d messages are still under way", r.held())

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 // runFaults runs the schedule. It returns when every fault has ended.
@@ -104,15 +106,18 @@ func (r *run) killDuring(ctx context.Context, n *node, account int) error {
 	finished := make(chan error, 1)
 	r.faults.Go(func() { finished <- r.deposit(ctx, n, account, 100) })
 	select {
-	case <-died:
 	case err := <-finished:
-		if _, ok := <-died; ok || err != nil {
-			return errors.Join(err, n.close(ctx))
+		select {
+		case <-died: // both are ready
+		default:
+			return errors.Join(fmt.Errorf("the writer that was to die did not commit: %w", err), n.close(ctx))
 		}
+	case <-died:
+		cancel()
+		<-finished // what a dead process returns is nobody's business
 	}
 	// Free what the dead process holds. It is silent, so nobody can see this,
 	// and that it has something left to publish is the point.
-	cancel()
 	grave, done := context.WithTimeout(context.WithoutCancel(ctx), 200*time.Millisecond)
 	defer done()
 	_ = n.close(grave)
@@ -134,34 +139,56 @@ const reconcileChunk = 50
 const jobTime = 30 * time.Second
 
 // reconcile is the overnight job: it changes accounts by SQL alone, and tells
-// the replicas afterwards from outside, if the contender has a way to do so.
-func (r *run) reconcile(ctx context.Context) error {
+// the replicas from outside, if the contender has a way to do so.
+func (r *run) reconcile(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobTime)
 	defer cancel()
+	nc, err := nats.Connect(r.server.ClientURL())
+	if err != nil {
+		return fmt.Errorf("reconciliation: %w", err)
+	}
+	defer nc.Close()
+	tell, err := r.contender.openAnnouncer(nc)
+	if err != nil {
+		return fmt.Errorf("reconciliation: %w", err)
+	}
 	accounts := drawDistinct(r.config, streamReconcile, r.config.Reconcile)
 	rng := rand.New(rand.NewPCG(r.config.Seed, streamReconcile+1<<32))
 	for len(accounts) > 0 {
 		chunk := accounts[:min(reconcileChunk, len(accounts))]
 		accounts = accounts[len(chunk):]
-		corrections := make([]correction, len(chunk))
-		for i, a := range chunk {
-			corrections[i] = correction{account: a, op: r.oracle.beginWrite(a), cents: 1 + rng.Int64N(100)}
-		}
-		changes, err := r.database.correct(ctx, corrections)
-		at := r.oracle.now()
+		changes, err := r.correctAccounts(ctx, chunk, rng)
 		if err != nil {
 			return fmt.Errorf("reconciliation: %w", err)
 		}
-		for _, c := range corrections {
-			r.oracle.acknowledge(c.account, c.op, at)
-			r.ledger.record(c.account, c.cents)
-		}
-		if r.announcer == nil {
+		if tell == nil {
 			continue
 		}
-		if err := r.announcer.announce(ctx, changes); err != nil {
-			return fmt.Errorf("announcing the reconciliation: %w", err)
+		if err := tell.announce(ctx, changes); err != nil {
+			return fmt.Errorf("announcing the reconciliation: %w", errors.Join(err, tell.close(ctx)))
 		}
 	}
-	return nil
+	if tell == nil {
+		return nil
+	}
+	return tell.close(ctx)
+}
+
+// correctAccounts makes a small deposit into each account in one transaction,
+// and enters it in the books.
+func (r *run) correctAccounts(ctx context.Context, accounts []int, rng *rand.Rand) ([]change, error) {
+	corrections := make([]correction, len(accounts))
+	for i, a := range accounts {
+		corrections[i] = correction{account: a, op: r.oracle.beginWrite(a), cents: 1 + rng.Int64N(100)}
+	}
+	changes, err := r.database.correct(ctx, corrections)
+	at := r.oracle.now()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range corrections {
+		r.oracle.acknowledge(c.account, c.op, at)
+		r.ledger.record(c.account, c.cents)
+	}
+	return changes, nil
 }

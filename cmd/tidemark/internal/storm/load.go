@@ -9,23 +9,18 @@ import (
 	"time"
 )
 
+// A worker does its part of the load until ctx ends and returns what it saw.
+type worker func(ctx context.Context) counts
+
 // load runs readers, writers and faults for the configured time.
 func (r *run) load(parent context.Context) (counts, error) {
-	c := r.config
-	ctx, cancel := context.WithTimeout(parent, c.Duration)
+	// All that is drawn beforehand is drawn before the clock starts.
+	workers := append(r.writers(), r.readers(streamReaders)...)
+	ctx, cancel := context.WithTimeout(parent, r.config.Duration)
 	defer cancel()
 	begin := time.Now()
 	r.faults.Go(func() { r.runFaults(ctx, begin) })
-
-	var workers []func() counts
-	for i, n := range r.nodes {
-		for j := range c.Writers {
-			id := uint64(i*c.Writers + j)
-			accounts := drawAccounts(c, streamWriters+id, accountsDrawn)
-			workers = append(workers, func() counts { return r.writer(ctx, n, accounts, id) })
-		}
-	}
-	total := together(append(workers, r.readers(ctx, streamReaders)...))
+	total := together(ctx, workers)
 	r.faults.Wait()
 	total.dbReads = r.database.reads.Load()
 	r.mu.Lock()
@@ -33,26 +28,39 @@ func (r *run) load(parent context.Context) (counts, error) {
 	return total, errors.Join(r.faultErr, parent.Err())
 }
 
-// readers returns the readers of all replicas, which read until ctx ends.
-func (r *run) readers(ctx context.Context, stream uint64) []func() counts {
-	var readers []func() counts
+// readers returns the readers of all replicas.
+func (r *run) readers(stream uint64) []worker {
+	var readers []worker
 	for i, n := range r.nodes {
 		for j := range r.config.Readers {
 			accounts := drawAccounts(r.config, stream+uint64(i*r.config.Readers+j), accountsDrawn)
-			readers = append(readers, func() counts { return r.reader(ctx, n, accounts) })
+			readers = append(readers, func(ctx context.Context) counts { return r.reader(ctx, n, accounts) })
 		}
 	}
 	return readers
 }
 
+// writers returns the writers of all replicas.
+func (r *run) writers() []worker {
+	var writers []worker
+	for i, n := range r.nodes {
+		for j := range r.config.Writers {
+			id := uint64(i*r.config.Writers + j)
+			accounts := drawAccounts(r.config, streamWriters+id, accountsDrawn)
+			writers = append(writers, func(ctx context.Context) counts { return r.writer(ctx, n, accounts, id) })
+		}
+	}
+	return writers
+}
+
 // together runs all workers and adds up what they saw.
-func together(workers []func() counts) counts {
+func together(ctx context.Context, workers []worker) counts {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var total counts
 	for _, work := range workers {
 		wg.Go(func() {
-			mine := work()
+			mine := work(ctx)
 			mu.Lock()
 			defer mu.Unlock()
 			total.add(&mine)

@@ -91,7 +91,7 @@ func schedule(c Config) []fault {
 
 // accountsDrawn is the length of the sequence of accounts that one worker
 // repeats. Drawing it beforehand keeps the generator out of what is measured.
-const accountsDrawn = 1 << 16
+const accountsDrawn = 1 << 15
 
 // drawAccounts returns the accounts that the worker of the given random stream
 // visits, Zipf-distributed; account 0 is the hottest.
