@@ -137,7 +137,10 @@ type progress struct {
 
 func newProgress(w io.Writer) *progress { return &progress{w: w, bar: isTerminal(w)} }
 
-const barWidth = 30
+const (
+	barWidth  = 20
+	lineWidth = 79 // a line that wraps cannot be overwritten
+)
 
 // update is called for every Status.
 func (p *progress) update(s storm.Status) {
@@ -159,8 +162,9 @@ func (p *progress) update(s storm.Status) {
 	done := (float64(s.Index) + min(1, float64(s.Elapsed)/float64(max(s.Total, 1)))) / float64(s.Of)
 	full := int(done * barWidth)
 	left := time.Duration((1 - done) * float64(s.Of) * float64(s.Total)).Round(time.Second)
-	fmt.Fprintf(p.w, "\r\x1b[K[%s%s] %3.0f%%  %-9s %-7s %s  (about %v left)",
-		strings.Repeat("#", full), strings.Repeat(".", barWidth-full), 100*done, s.Contender, s.Phase, p.event, left)
+	line := fmt.Sprintf("[%s%s] %3.0f%% %s, about %v left  %s",
+		strings.Repeat("#", full), strings.Repeat(".", barWidth-full), 100*done, s.Contender, left, p.event)
+	fmt.Fprintf(p.w, "\r\x1b[K%s", line[:min(len(line), lineWidth)])
 }
 
 // end leaves the terminal clean.

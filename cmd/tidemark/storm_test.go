@@ -81,10 +81,14 @@ func TestProgressDrawsABarOnATerminal(t *testing.T) {
 	p := &progress{w: &out, bar: true}
 	p.update(storm.Status{Contender: "map", Of: 2, Phase: "load", Elapsed: time.Second, Total: 2 * time.Second, Event: "something"})
 	p.update(storm.Status{Contender: "map", Of: 2, Phase: "load", Elapsed: time.Hour, Total: 2 * time.Second})
+	p.update(storm.Status{Contender: "ttl", Of: 2, Event: strings.Repeat("long ", 50)})
 	p.end()
 	text := out.String()
-	assert.Contains(t, text, "[#######.......................]  25%  map       load    something  (about 3s left)")
-	assert.Contains(t, text, "[###############...............]  50%", "late is not further")
+	for line := range strings.SplitSeq(text, "\r\x1b[K") {
+		assert.LessOrEqual(t, len(line), lineWidth)
+	}
+	assert.Contains(t, text, "[#####...............]  25% map, about 3s left  something")
+	assert.Contains(t, text, "[##########..........]  50%", "late is not further")
 	assert.NotContains(t, text, "\n")
 	assert.True(t, strings.HasSuffix(text, "\r\x1b[K"), "nothing is left of it")
 }

@@ -129,13 +129,13 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// String describes the storm in two lines: the service, and what is done to it.
+// String describes the storm: the service, and what is done to it.
 func (c Config) String() string {
 	w := c.Weather
 	share := func(p float64) string { return strconv.FormatFloat(100*p, 'g', 3, 64) + "%" }
 	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, the database %v away, seed %d, %v of load each\n"+
-		"messages: %s delayed up to %v, %s overtaken, %s twice, %s dropped; "+
-		"%d cuts of %v, %d freezes of %v, %d stalls of %v, %d writers killed, %d rows changed by SQL",
+		"messages: %s delayed up to %v, %s overtaken, %s twice, %s dropped\n"+
+		"replicas: cut off %d x %v, frozen %d x %v, stalled %d x %v; %d writers killed, %d rows changed by SQL",
 		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), c.DBLatency, c.Seed, c.Duration,
 		share(w.Delay), w.DelayMax, share(w.Reorder), share(w.Duplicate), share(w.Drop),
 		c.Cuts, c.CutFor, c.Freezes, c.FreezeFor, c.Stalls, c.StallFor, c.Kills, min(c.Reconcile, c.Accounts))

@@ -125,6 +125,7 @@ func (r *run) compareResident(n *node, account int, truth Account) atRest {
 	s := atRest{resident: 1, wrong: 1}
 	version, exact, known := r.oracle.settle(account, a.Op)
 	switch {
+	case len(n.links) == 0: // nobody is ever told of anything
 	case known && exact && version >= r.newestAnnounced(account):
 		s.unannounced = 1
 	case r.promise.tideMark:

@@ -99,12 +99,17 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	return e.Encode(&out)
 }
 
-// columns of the table, in reading order: how wrong, then how fast.
-var columns = []struct {
+// A column of a table has a title of one or two lines.
+type column struct {
 	title string
 	cell  func(Result) string
-}{
-	{"contender", func(r Result) string { return r.Name }},
+}
+
+var nameColumn = column{"contender", func(r Result) string { return r.Name }}
+
+// wrongs is the table of what went wrong, the worst first.
+var wrongs = []column{
+	nameColumn,
 	{"lost\nupdates", func(r Result) string { return group(r.LostUpdates) }},
 	{"at rest\nwrong", func(r Result) string { return group(r.WrongAtRest) }},
 	{"\nof", func(r Result) string { return group(r.Resident) }},
@@ -113,6 +118,11 @@ var columns = []struct {
 	{"stale\nreads", func(r Result) string { return group(r.StaleReads) }},
 	{"stale ms\np50", func(r Result) string { return group(uint64(r.StaleP50Ms + 0.5)) }},
 	{"\nmax", func(r Result) string { return group(uint64(r.MaxStaleMs + 0.5)) }},
+}
+
+// costs is the table of what it cost.
+var costs = []column{
+	nameColumn,
 	{"reads", func(r Result) string { return group(r.Reads) }},
 	{"hit\n%", func(r Result) string { return fmt.Sprintf("%.1f", 100*r.HitRatio) }},
 	{"db\nreads", func(r Result) string { return group(r.DBReads) }},
@@ -130,7 +140,9 @@ func (r *Report) WriteTable(w io.Writer) error {
 
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v\n\n", r.Config)
-	writeRows(&b, sorted)
+	writeRows(&b, wrongs, sorted)
+	b.WriteString("\n")
+	writeRows(&b, costs, sorted)
 	b.WriteString("\n")
 	for _, c := range sorted {
 		b.WriteString(verdictLine(c))
@@ -154,7 +166,9 @@ at rest         entries in memory that differ from the database when all links h
                 nothing is written any more, of those that a reader would be served
 backward reads  below what an earlier completed read of the account had returned on the same replica
 stale reads     a newer version had been acknowledged before the read began; stale ms: how long before
-beyond bound    reads that break what the contender states about its reads:
+beyond bound    reads that break what the contender states about its reads, see below
+read ns         a hit or a load, from cold processor caches, one reading of the clock included
+
 `
 
 func failRank(r Result) int {
@@ -186,7 +200,8 @@ func verdictLine(c Result) string {
 	return line + "\n"
 }
 
-func writeRows(b *strings.Builder, results []Result) {
+// writeRows writes a table, numbers to the right.
+func writeRows(b *strings.Builder, columns []column, results []Result) {
 	cells := make([][]string, 0, len(results)+2)
 	head, foot := make([]string, len(columns)), make([]string, len(columns))
 	for i, c := range columns {
@@ -205,18 +220,19 @@ func writeRows(b *strings.Builder, results []Result) {
 		cells = append(cells, row)
 	}
 	for _, row := range cells {
+		var line strings.Builder
 		for i, cell := range row {
 			width := 0
 			for _, r := range cells {
 				width = max(width, utf8.RuneCountInString(r[i]))
 			}
 			if i == 0 {
-				fmt.Fprintf(b, "%-*s", width, cell)
+				fmt.Fprintf(&line, "%-*s", width, cell)
 			} else {
-				fmt.Fprintf(b, "  %*s", width, cell)
+				fmt.Fprintf(&line, "  %*s", width, cell)
 			}
 		}
-		b.WriteString("\n")
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
 }
 

@@ -22,13 +22,18 @@ func TestTableShowsFailingContendersFirst(t *testing.T) {
 	var b bytes.Buffer
 	require.NoError(t, exampleReport().WriteTable(&b))
 	text := b.String()
-	assert.Contains(t, text, "0.1% delayed up to 100ms, 0.1% overtaken, 1% twice, 0.1% dropped; 2 cuts of 800ms")
-	lines := strings.Split(text, "\n")[3:]
+	assert.Contains(t, text, "0.1% delayed up to 100ms, 0.1% overtaken, 1% twice, 0.1% dropped\nreplicas: cut off 2 x 800ms,")
+	lines := strings.Split(text, "\n")[4:]
 	assert.True(t, strings.HasPrefix(lines[2], "tidemark "), text)
 	assert.True(t, strings.HasPrefix(lines[3], "map "), text)
 	assert.True(t, strings.HasPrefix(lines[4], "ttl "), text)
 	assert.Len(t, lines[2], len(lines[3]), "the columns are aligned")
-	assert.Contains(t, lines[2], "1,234,567")
+	assert.Contains(t, lines[8], "1,234,567", text)
+	assert.Contains(t, lines[8], "90.0")
+	for _, line := range lines[:11] {
+		assert.Less(t, len(line), 100, "the tables fit a terminal")
+		assert.Equal(t, strings.TrimRight(line, " "), line)
+	}
 	assert.Contains(t, text, "map        FAILED: 3 lost updates (the balances are off by 1,250 cents)")
 	assert.Contains(t, text, "ttl        did not fail in this storm; 1.00% of its reads were stale")
 	assert.Contains(t, text, "its tide mark")
