@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"math/bits"
 	"math/rand/v2"
 	"sync"
@@ -90,6 +91,14 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 }
 
 func (c *Cache[K, V]) now() int64 { return int64(time.Since(c.began)) }
+
+// after returns the moment d after at, or the last one there is.
+func after(at int64, d time.Duration) int64 {
+	if t := at + int64(d); t >= at || d < 0 {
+		return t
+	}
+	return math.MaxInt64
+}
 
 // moment must be called under the lock of the shard that it is used for: the
 // shard's count of entries relies on eras that do not go back.
@@ -205,8 +214,11 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 		if outcome == Applied && cached && !tooLarge && try < 4 {
 			missing = s.installLocked(n, cost, self, at)
 		} else if outcome != Duplicate {
+			if cached && !tooLarge && outcome == Applied {
+				outcome = Unproven // others take the room faster than it can be made
+			}
 			// Not stored, but the key has reached this version all the same.
-			c.noteLocked(s, n, self, outcome, at)
+			c.noteLocked(s, n, self, at)
 		}
 		s.mu.Unlock()
 		if missing > 0 {
@@ -225,11 +237,20 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 }
 
 // noteLocked takes a state that is not stored as word that its key has reached
-// it, unless it was read before InvalidateAll, or is an absence that cannot be
-// compared with what became known since.
-func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], outcome Outcome, at moment) {
+// it. Across InvalidateAll versions do not compare: what a load then read counts
+// as read before, and is no word; what a caller has written, or read himself, is
+// word of a change without a version, and a mark to Puts only. An absence that
+// cannot be compared with what became known since is no word of anything.
+func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], at moment) {
 	m := n.E.mark()
-	if self != nil && (generation(self.era) != generation(at.era) || m.version == 0 && outcome != Applied) {
+	switch {
+	case self == nil:
+	case generation(self.era) != generation(at.era) && n.E.cause == byLoad:
+		return
+	case generation(self.era) != generation(at.era):
+		s.tide.fold(n.Hash, m, n.E.cause, at.now)
+		m = mark{}
+	case self.cannotCompare(m):
 		return
 	}
 	s.invalidateLocked(n.Key, n.Hash, m, n.E.cause, at)
@@ -252,7 +273,7 @@ func (c *Cache[K, V]) cost(key K, value V) (cost int64) {
 // setTimes sets when n expires and is due for a refresh, counted from began, and
 // reports whether n is to be cached at all.
 func (c *Cache[K, V]) setTimes(n *node[K, V], began int64) bool {
-	n.E.refreshAt.Store(began + int64(c.opts.RefreshAfter))
+	n.E.refreshAt.Store(after(began, c.opts.RefreshAfter))
 	ttl := c.opts.TTL
 	if n.E.absent {
 		ttl = c.opts.NegativeTTL
@@ -269,7 +290,7 @@ func (c *Cache[K, V]) setTimes(n *node[K, V], began int64) bool {
 		if j := c.opts.TTLJitter; j > 0 {
 			ttl -= time.Duration(rand.Float64() * j * float64(ttl))
 		}
-		n.E.expiresAt = began + max(int64(ttl), 1)
+		n.E.expiresAt = after(began, max(ttl, 1))
 	}
 	return true
 }
@@ -287,8 +308,8 @@ func (c *Cache[K, V]) entryTTL(n *node[K, V]) (ttl time.Duration) {
 
 // A Fill is a fenced cache-aside fill: begun before the source is read, so that
 // whatever becomes known of the key in between is held against the result.
-// Every Fill must end in one Commit, Absent or Cancel; further ones do nothing
-// and return Stale. A Fill is used by one goroutine at a time.
+// Every Fill must end in one Commit, Absent or Cancel; further ones, and those
+// of the zero Fill, do nothing and return Stale. A Fill is used by one goroutine at a time.
 type Fill[K comparable, V any] struct {
 	c     *Cache[K, V]
 	fence *fence[K] // nil once ended
@@ -336,7 +357,7 @@ func (f *Fill[K, V]) Cancel() {
 func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
 	g := f.fence
 	if g == nil {
-		if f.c.closed.Load() {
+		if f.c != nil && f.c.closed.Load() {
 			return Closed
 		}
 		return Stale
@@ -362,9 +383,9 @@ func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
 }
 
 // All returns the keys that GetEntry would find, with their entries, in no
-// order. What changes while it runs may be seen or not, but no entry is ever
-// seen that GetEntry would not have returned at that moment. No lock is held
-// while the loop's body runs.
+// order. What changes while it runs may be seen or not, or twice if it goes and
+// comes back, but no entry is ever seen that GetEntry would not have returned
+// at that moment. No lock is held while the loop's body runs.
 func (c *Cache[K, V]) All() iter.Seq2[K, Entry[V]] {
 	return func(yield func(K, Entry[V]) bool) {
 		for i := range c.shards {
@@ -415,7 +436,7 @@ func (c *Cache[K, V]) Resize(maxCost int64) error {
 func (c *Cache[K, V]) makeRoom(cost int64, hash uint64) {
 	const chunk = 64 // entries per lock
 	p := c.policy
-	full := func() bool { return p.cost.Load()+cost > p.limit.Load() }
+	full := func() bool { return cost > p.limit.Load()-p.cost.Load() }
 	first := hash >> (c.shift & 63)
 	for i := range uint64(len(c.shards)) {
 		s := &c.shards[(first+i)&uint64(len(c.shards)-1)]

@@ -106,6 +106,8 @@ const (
 	// the 32,768 at which it begins to refuse Sets.
 	pace = 256
 
+	maxSketch = 1 << 26 // entries; two gigabytes of counters are enough
+
 	drainEvery = 50 * time.Millisecond // for shards with fewer ops than batch
 )
 
@@ -142,7 +144,7 @@ func sketchCounters(n int64) int64 {
 		perEntry = 16
 	}
 	width := int64(1 << 14)
-	for width < n*perEntry {
+	for width < min(n, maxSketch)*perEntry {
 		width *= 2
 	}
 	return width * 8 / 10
@@ -157,12 +159,13 @@ func (p *policy[K]) setLimits(maxCost int64, shards int) {
 	p.mainMax.Store(max(maxCost-window*int64(shards)-slack, 1))
 }
 
-// reserve takes room for cost, or reports how much is missing.
+// reserve takes room for cost. If there is not enough it takes none and returns
+// cost, the room to be made.
 func (p *policy[K]) reserve(cost int64) (missing int64) {
 	for {
 		have := p.cost.Load()
-		if cost > 0 && have+cost > p.limit.Load() {
-			return have + cost - p.limit.Load()
+		if cost > 0 && cost > p.limit.Load()-have {
+			return cost
 		}
 		if p.cost.CompareAndSwap(have, have+cost) {
 			return 0
@@ -195,7 +198,8 @@ func (p *policy[K]) kick() {
 }
 
 // trackLocked gives n the record that the policy will know it by, and reserves
-// its room. It reports how much room is missing, and has then done nothing.
+// its room. If missing is not zero, that much room must be made, and it has done
+// nothing.
 func (s *shard[K, V]) trackLocked(n, old *node[K, V], cost int64) (missing int64) {
 	if old == nil {
 		if missing := s.policy.reserve(cost); missing > 0 {
@@ -312,10 +316,11 @@ func (s *shard[K, V]) takeOps(buf []op[K]) []op[K] {
 // victimLocked chooses an entry to give up: the oldest of the window, or else
 // the least touched of five. It returns nil if the shard is empty.
 func (s *shard[K, V]) victimLocked() *node[K, V] {
-	for i := s.head; i < len(s.window); i++ {
-		if r := s.window[i]; r != nil && r.state == inWindow {
+	for ; s.head < len(s.window); s.head++ {
+		if r := s.window[s.head]; r.state == inWindow {
 			return s.table.Find(r.hash, r.key)
 		}
+		s.window[s.head] = nil
 	}
 	var coldest *node[K, V]
 	found := 0

@@ -93,6 +93,12 @@ type fence[K comparable] struct {
 	broken bool
 }
 
+// cannotCompare reports whether m has no version, and something is known of the
+// key that may be newer.
+func (f *fence[K]) cannotCompare(m mark) bool {
+	return m.version == 0 && (f.moved || !f.strong && f.floor != mark{})
+}
+
 // A moment is when and in which era something happens. The era is read first,
 // so that what is installed in it was permitted in it (S11, S62).
 type moment struct {
@@ -235,8 +241,8 @@ func (s *shard[K, V]) judgeFenceLocked(f *fence[K], m mark, at moment) Outcome {
 	switch {
 	case f.broken, f.era != at.era, s.pending[f.key] != nil && s.pending[f.key].doubts > 0:
 		return Unproven
-	case m.version == 0 && (f.moved || !f.strong && f.floor != mark{}):
-		return Unproven // it cannot be compared with what is known of the key
+	case f.cannotCompare(m):
+		return Unproven
 	case m.version != 0 && m.before(f.floor):
 		return Stale
 	default:
@@ -272,7 +278,7 @@ func (s *shard[K, V]) judgePutLocked(key K, hash uint64, m mark, at moment) Outc
 }
 
 // installLocked makes n the key's entry and tells everything in progress. The
-// caller has judged it. It reports how much room is missing, in which case
+// caller has judged it. If missing is not zero, that much room must be made, and
 // nothing has changed.
 func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], at moment) (missing int64) {
 	old := s.table.Find(n.Hash, n.Key)
