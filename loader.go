@@ -69,7 +69,7 @@ type flight[K comparable, V any] struct {
 func (f *flight[K, V]) meets(w *waiter[K, V]) bool {
 	m := mark{f.entry.Version, f.entry.Absent}
 	begunLate := f.id > w.arrived || !f.floor.before(w.need)
-	return !m.before(w.need) || m.version == 0 && f.strong && begunLate && !f.overtaken
+	return !m.before(w.want) || m.version == 0 && f.strong && begunLate && !f.overtaken
 }
 
 // A waiter is one read's way through one or more loads.
@@ -81,6 +81,10 @@ type waiter[K comparable, V any] struct {
 	// need is what was known of the key when the read began. What became known
 	// later is not the read's concern: it may count as having come before.
 	need mark
+
+	// want is what the flight that it waits for must bring: need, or, from a
+	// lagging load, the floor of that load.
+	want mark
 
 	// arrived is the id of the shard's latest flight when the read began: later
 	// ones have begun after it.
@@ -169,9 +173,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	at := c.moment()
 	known := s.knownLocked(w.hash, w.key, at)
 	if f := s.joinableLocked(w, at); f != nil {
-		if first {
-			w.need = w.need.later(known).later(f.floor)
-		}
+		w.waitFor(f, known)
 		c.stats.joined.Add(1)
 		return nil, f, false, nil
 	}
@@ -179,10 +181,24 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 		return nil, nil, false, ErrClosed
 	}
 	f = s.takeOffLocked(w, c.mustBeStrong(s, w, at), at)
-	if first {
-		w.need = w.need.later(f.floor)
-	}
+	w.waitFor(f, known)
 	return nil, f, true, nil
+}
+
+// waitFor makes f the flight that w waits for; known is the mark of the key's
+// entry. The floor of a lagging load may be that of another key, so it is a
+// reason to ask the strong source, but not to disbelieve it.
+func (w *waiter[K, V]) waitFor(f *flight[K, V], known mark) {
+	switch {
+	case w.tries > 1:
+		w.want = w.need
+	case f.strong:
+		w.need = w.need.later(known).later(f.floor)
+		w.want = w.need
+	default:
+		w.need = w.need.later(known)
+		w.want = w.need.later(f.floor)
+	}
 }
 
 // joinableLocked returns the key's flight if w may wait for it: it began in
@@ -394,7 +410,7 @@ func (c *Cache[K, V]) loadError(err error) error {
 // is a [BulkLoader], and by single loads side by side otherwise; in both cases
 // each key has a load of its own that other readers may wait for.
 func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], error) {
-	found := make(map[K]Entry[V], len(keys))
+	found := make([]find[K, V], 0, len(keys))
 	var waiting []boarded[K, V]
 	var own []*flight[K, V]
 	failed := failures{}
@@ -407,7 +423,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		hash := c.keys.hash(key)
 		if n := c.peek(hash, key); n != nil && c.opts.Level.admits(n.E.version) {
 			c.hit(hash, n)
-			collect(found, key, n.E.public(c.now()))
+			found = append(found, c.found(n))
 			continue
 		}
 		c.stats.misses.add()
@@ -417,7 +433,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		case err != nil:
 			failed.add(err)
 		case hit != nil:
-			collect(found, key, hit.E.public(c.now()))
+			found = append(found, c.found(hit))
 		default:
 			waiting = append(waiting, boarded[K, V]{w, f})
 			if mine {
@@ -435,9 +451,9 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 			failed.add(err)
 			continue
 		}
-		collect(found, b.waiter.key, e)
+		found = append(found, find[K, V]{b.waiter.key, e, c.now()})
 	}
-	return found, failed.join()
+	return gather(found, c.now()), failed.join()
 }
 
 // A boarded is a waiter and the flight it waits for.
@@ -446,10 +462,31 @@ type boarded[K comparable, V any] struct {
 	flight *flight[K, V]
 }
 
-func collect[K comparable, V any](found map[K]Entry[V], key K, e Entry[V]) {
-	if !e.Absent {
-		found[key] = e
+// A find is what LoadMany has found for a key, with the moment when it did.
+type find[K comparable, V any] struct {
+	key   K
+	entry Entry[V]
+	at    int64
+}
+
+func (c *Cache[K, V]) found(n *node[K, V]) find[K, V] {
+	now := c.now()
+	return find[K, V]{n.Key, n.E.public(now), now}
+}
+
+// gather returns the keys that exist. A find has aged while LoadMany waited for
+// the others.
+func gather[K comparable, V any](found []find[K, V], now int64) map[K]Entry[V] {
+	all := make(map[K]Entry[V], len(found))
+	for _, f := range found {
+		if f.entry.Age >= 0 {
+			f.entry.Age += time.Duration(now - f.at)
+		}
+		if !f.entry.Absent {
+			all[f.key] = f.entry
+		}
 	}
+	return all
 }
 
 // failures collects errors, each once: a failed bulk load fails all its keys
