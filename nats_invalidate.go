@@ -111,9 +111,18 @@ func (h *natsHint) Subscribe(receive func(msg []byte), lost func(reason string))
 			guarded(func() { lost("connection is " + status.String()) })
 		}
 	})
+	done := make(chan struct{})
 	wg.Go(func() {
-		for range slow {
-			guarded(func() { lost("slow consumer") })
+		for { // nats.go does not close slow when the connection is closed
+			select {
+			case _, open := <-slow:
+				if !open {
+					return
+				}
+				guarded(func() { lost("slow consumer") })
+			case <-done:
+				return
+			}
 		}
 	})
 	return func() {
@@ -122,6 +131,7 @@ func (h *natsHint) Subscribe(receive func(msg []byte), lost func(reason string))
 		mu.Unlock()
 		_ = sub.Unsubscribe() // fails only if the connection is closed already
 		h.nc.RemoveStatusListener(link)
+		close(done)
 		wg.Wait()
 	}, nil
 }
