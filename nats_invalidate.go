@@ -2,8 +2,10 @@ package tidemark
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,13 +81,28 @@ type natsHint struct {
 
 // Publish returns once the server has answered a ping that followed msg:
 // Publish of nats.go alone returns when the bytes are in a buffer, which a
-// broken link discards.
+// broken link discards. And a ping that was answered by another connection than
+// msg was written to says nothing of msg.
 func (h *natsHint) Publish(ctx context.Context, msg []byte) error {
+	link, past := h.nc.Stats().Reconnects, h.nc.LastError()
 	if err := h.nc.Publish(h.subject, msg); err != nil {
 		return err
 	}
-	return h.nc.FlushWithContext(ctx)
+	if err := h.nc.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	if h.nc.Stats().Reconnects != link {
+		return errReconnected
+	}
+	// The server refuses a message by an error in front of the ping's answer.
+	if err := h.nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && err != past &&
+		strings.Contains(err.Error(), `Publish to "`+h.subject+`"`) {
+		return err
+	}
+	return nil
 }
+
+var errReconnected = errors.New("tidemark: the link broke while a message was published")
 
 // Subscribe listens on the subject and to what the connection and the
 // subscription say of themselves.
