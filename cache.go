@@ -214,8 +214,8 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 		if outcome == Applied && cached && !tooLarge && try < 4 {
 			missing = s.installLocked(n, cost, self, at)
 		} else if outcome != Duplicate {
-			if cached && !tooLarge && outcome == Applied {
-				outcome = Unproven // others take the room faster than it can be made
+			if outcome == Applied {
+				outcome = Unproven // it is not to be kept, or others take the room as fast as it is made
 			}
 			// Not stored, but the key has reached this version all the same.
 			c.noteLocked(s, n, self, at)
@@ -237,18 +237,19 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 }
 
 // noteLocked takes a state that is not stored as word that its key has reached
-// it. Across InvalidateAll versions do not compare: what a load then read counts
-// as read before, and is no word; what a caller has written, or read himself, is
-// word of a change without a version, and a mark to Puts only. An absence that
-// cannot be compared with what became known since is no word of anything.
+// it: whoever brought it will see it all the same. Across InvalidateAll versions
+// do not compare, so it is word of a change without one, and a mark to Puts
+// only. An absence that cannot be compared with what became known since is
+// shown to nobody, and is no word of anything.
 func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], at moment) {
 	m := n.E.mark()
 	switch {
 	case self == nil:
-	case generation(self.era) != generation(at.era) && n.E.cause == byLoad:
-		return
 	case generation(self.era) != generation(at.era):
 		s.tide.fold(n.Hash, m, n.E.cause, at.now)
+		if known := s.knownLocked(n.Hash, n.Key, at); known.version != 0 && !known.before(m) {
+			return // what is there now, and every fence with it, is no older
+		}
 		m = mark{}
 	case self.cannotCompare(m):
 		return

@@ -42,9 +42,10 @@ const (
 	// Stale: the value is below the key's tide mark. It was not stored.
 	Stale
 
-	// Unproven: nothing shows that the value is at or above the tide mark. It
-	// was not stored but taken as word that the key has reached this version,
-	// so an older entry is gone; the next Load fetches the current state.
+	// Unproven: nothing shows that the value is at or above the tide mark, or
+	// it is not to be kept (EntryTTL says so, or there is no room). It was not
+	// stored but taken as word that the key has reached this version, so an
+	// older entry is gone; the next Load fetches the current state.
 	Unproven
 
 	// TooLarge: the value costs more than the cache may hold. As Unproven.

@@ -805,7 +805,10 @@ func TestS12_ALoadFromBeforeInvalidateAllFencesNothingAfterIt(t *testing.T) {
 	after.release()
 	assert.Equal(t, Version(3), value(t, restored).Version)
 	idle(t, c)
-	served(t, c, "k", 3, "the restored source counts")
+	e, err := c.Load(t.Context(), "k")
+	require.NoError(t, err)
+	assert.Equal(t, Version(3), e.Version, "the restored source counts")
+	served(t, c, "k", 3, "and its state is cached, at the latest by the next load")
 }
 
 // An entry is suspect, and a lagging replica confirms it: that renews nothing.

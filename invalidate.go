@@ -199,9 +199,13 @@ func (r *replica[K, V]) subscribe(e *ear) (stop func(), err error) {
 			err = r.c.caught(p)
 		}
 	}()
-	return r.c.opts.Invalidator.Hint.Subscribe(
+	stop, err = r.c.opts.Invalidator.Hint.Subscribe(
 		func(msg []byte) { r.receive(e, msg) },
 		func(reason string) { r.lose(e, reason) })
+	if stop == nil {
+		stop = func() {}
+	}
+	return stop, err
 }
 
 func (r *replica[K, V]) newEar(name string) *ear {
@@ -491,7 +495,7 @@ func (c *Cache[K, V]) turnEra(next func(era uint64) uint64) {
 // held off for longer already.
 func (c *Cache[K, V]) holdLagging() {
 	for {
-		until, have := c.now()+int64(c.opts.LoaderClass.lag), c.holdOff.Load()
+		until, have := after(c.now(), c.opts.LoaderClass.lag), c.holdOff.Load()
 		if have >= until || c.holdOff.CompareAndSwap(have, until) {
 			return
 		}
@@ -576,15 +580,16 @@ func (c *Cache[K, V]) parseKey(b []byte) (key K, err error) {
 // ctx ends, which is an [ErrNotBroadcast]: the broadcast stays queued. Without
 // an Invalidator in the Options, Invalidate never waits.
 func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) error {
+	m := mark{version: version}
+	c.apply(key, c.keys.hash(key), m, byInvalidate)
 	if !c.work.enter() {
 		return ErrClosed
 	}
 	defer c.work.leave()
-	ticket := c.applyAndAnnounce(key, c.keys.hash(key), mark{version: version}, byInvalidate)
 	if c.replica == nil {
 		return nil
 	}
-	return c.replica.out.wait(ctx, ticket)
+	return c.replica.out.wait(ctx, c.announce(key, m))
 }
 
 // InvalidateAll throws every entry away, here and in all replicas, and fences
@@ -594,11 +599,11 @@ func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) er
 //
 // Errors as Invalidate.
 func (c *Cache[K, V]) InvalidateAll(ctx context.Context) error {
+	c.newGeneration()
 	if !c.work.enter() {
 		return ErrClosed
 	}
 	defer c.work.leave()
-	c.newGeneration()
 	if c.replica == nil {
 		return nil
 	}

@@ -163,11 +163,14 @@ func (k *keys[K]) decode(b []byte) (key K, err error) {
 }
 
 // checkKeyType refuses key types that could panic when they are hashed or
-// compared: interfaces, and what contains them.
+// compared, which are interfaces, or whose values are not equal to themselves,
+// which are floating-point numbers; and what contains them.
 func checkKeyType(t reflect.Type) error {
 	switch t.Kind() {
 	case reflect.Interface:
 		return fmt.Errorf("%v may hold values that cannot be compared", t)
+	case reflect.Float32, reflect.Float64, reflect.Complex64, reflect.Complex128:
+		return fmt.Errorf("%v has values that are not equal to themselves", t)
 	case reflect.Array:
 		return checkKeyType(t.Elem())
 	case reflect.Struct:

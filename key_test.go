@@ -237,6 +237,8 @@ func TestNew_RefusesKeyTypesThatCouldPanic(t *testing.T) {
 	assert.Equal(t, []string{"K"}, refusal(t, Options[[2]any, int]{}))
 	assert.Equal(t, []string{"K"}, refusal(t, Options[struct{ V any }, int]{}))
 	assert.Equal(t, []string{"K"}, refusal(t, Options[nested, int]{}))
+	assert.Equal(t, []string{"K"}, refusal(t, Options[float64, int]{}), "NaN is not equal to itself")
+	assert.Equal(t, []string{"K"}, refusal(t, Options[[1]complex64, int]{}))
 	assert.Empty(t, refusal(t, Options[tenantKey, int]{}))
 	assert.Empty(t, refusal(t, Options[digest, int]{}))
 	assert.Empty(t, refusal(t, Options[*int, int]{}), "pointers compare by identity")
@@ -246,7 +248,7 @@ func TestNew_RefusesKeyTypesThatCouldPanic(t *testing.T) {
 func TestNew_KeysThatCannotTravelNeedACodec(t *testing.T) {
 	inv := newBus().invalidator()
 	assert.Equal(t, []string{"KeyCodec"}, refusal(t, Options[tenantKey, int]{Invalidator: inv}))
-	assert.Equal(t, []string{"KeyCodec"}, refusal(t, Options[float64, int]{Invalidator: inv}))
+	assert.Equal(t, []string{"KeyCodec"}, refusal(t, Options[[2]bool, int]{Invalidator: inv}))
 	assert.Equal(t, []string{"KeyCodec"}, refusal(t, Options[*int, int]{Invalidator: inv}))
 	assert.Empty(t, refusal(t, Options[tenantKey, int]{Invalidator: inv, KeyCodec: tenantCodec{}}))
 	assert.Empty(t, refusal(t, Options[accountName, int]{Invalidator: inv}))

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"reflect"
-	"slices"
 	"time"
 )
 
@@ -92,10 +89,11 @@ type waiter[K comparable, V any] struct {
 	tries   int
 }
 
-// maxTries is how often a read loads before it gives up with ErrStale: it may
+// maxTries is how often a read loads before it gives up with ErrStale. It may
 // join a load that began too early, then a lagging one, and the next is strong
-// and began after it, which is enough unless the source goes back.
-const maxTries = 3
+// and began after it, which is enough unless the source goes back. Only
+// absences without a version that are overtaken again and again take more.
+const maxTries = 10
 
 // load waits for a flight that satisfies the read.
 func (c *Cache[K, V]) load(ctx context.Context, key K, hash uint64, level Level) (Entry[V], error) {
@@ -349,6 +347,7 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 // finish ends f with what the source said: it installs the state if nothing
 // that became known meanwhile forbids it, and wakes those who wait.
 func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
+	defer c.endFlight(f) // also if Cost or EntryTTL ends this goroutine
 	absent := errors.Is(err, ErrNotFound) || err == nil && got.Absent
 	if absent {
 		err = nil
@@ -358,9 +357,13 @@ func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
 	}
 	if err != nil {
 		f.err = c.loadError(err)
-	} else {
-		c.fill(f, got.Value, mark{got.Version, absent})
+		return
 	}
+	c.fill(f, got.Value, mark{got.Version, absent})
+}
+
+// endFlight takes f down and wakes those who wait for it.
+func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
 	s := c.shard(f.hash)
 	s.mu.Lock()
 	f.overtaken = f.moved
@@ -372,18 +375,19 @@ func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
 	close(f.done)
 }
 
-// fill offers the state that f has loaded.
+// fill offers the state that f has loaded. It is the answer to those who wait in
+// any case.
 func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
 	proven := f.began
 	if !f.strong {
 		proven -= int64(c.opts.LoaderClass.lag)
 	}
+	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began - proven)}
 	n := c.newNode(f.key, f.hash, value, m, byLoad)
 	n.E.provenAt = proven
 	c.offer(n, c.cost(f.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&f.fence, m, at), &f.fence
 	})
-	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began - proven)}
 }
 
 // loadError returns the error that the waiters of a failed load get.
@@ -413,7 +417,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 	found := make([]find[K, V], 0, len(keys))
 	var waiting []boarded[K, V]
 	var own []*flight[K, V]
-	failed := failures{}
+	var failed failures
 	asked := make(map[K]struct{}, len(keys))
 	for _, key := range keys {
 		if _, again := asked[key]; again {
@@ -453,7 +457,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		}
 		found = append(found, find[K, V]{b.waiter.key, e, c.now()})
 	}
-	return gather(found, c.now()), failed.join()
+	return gather(found, c.now()), errors.Join(failed.all...)
 }
 
 // A boarded is a waiter and the flight it waits for.
@@ -489,19 +493,24 @@ func gather[K comparable, V any](found []find[K, V], now int64) map[K]Entry[V] {
 	return all
 }
 
-// failures collects errors, each once: a failed bulk load fails all its keys
-// with the same one.
-type failures map[error]struct{}
-
-func (f failures) add(err error) {
-	if t := reflect.TypeOf(err); !t.Comparable() {
-		err = &LoadError{Err: err}
-	}
-	f[err] = struct{}{}
+// failures collects errors; a failed bulk load fails all its keys with one and
+// the same, which counts once.
+type failures struct {
+	all    []error
+	shared map[*LoadError]bool
 }
 
-func (f failures) join() error {
-	return errors.Join(slices.Collect(maps.Keys(f))...)
+func (f *failures) add(err error) {
+	if load, ok := err.(*LoadError); ok {
+		if f.shared[load] {
+			return
+		}
+		if f.shared == nil {
+			f.shared = map[*LoadError]bool{}
+		}
+		f.shared[load] = true
+	}
+	f.all = append(f.all, err)
 }
 
 // start runs flights that were begun for one call: in one bulk load if that is
@@ -535,18 +544,7 @@ func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], fli
 		case err != nil && !errors.Is(err, ErrUnavailable):
 			err = &LoadError{Err: err}
 		}
-		for _, f := range flights {
-			got, ok := all[f.key]
-			switch {
-			case err != nil:
-				c.finish(f, Loaded[V]{}, err)
-			case !ok:
-				c.finish(f, got, ErrIncomplete)
-			default:
-				c.finish(f, got, got.Err)
-			}
-			c.loads.leave()
-		}
+		c.finishMany(flights, all, err)
 	}()
 	ctx, cancel := c.loadContext(caller)
 	defer cancel()
@@ -563,4 +561,23 @@ func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], fli
 		all, err = bulk.LoadMany(ctx, keys)
 		return err
 	})
+}
+
+// finishMany is finish for many keys.
+func (c *Cache[K, V]) finishMany(flights []*flight[K, V], all map[K]Loaded[V], err error) {
+	if len(flights) == 0 {
+		return
+	}
+	defer c.finishMany(flights[1:], all, err) // deferred: Cost may end this goroutine
+	defer c.loads.leave()
+	f := flights[0]
+	got, ok := all[f.key]
+	switch {
+	case err != nil:
+		c.finish(f, Loaded[V]{}, err)
+	case !ok:
+		c.finish(f, got, ErrIncomplete)
+	default:
+		c.finish(f, got, got.Err)
+	}
 }

@@ -20,6 +20,7 @@ const (
 	defaultDoubtTimeout = 10 * time.Second
 	defaultMaxLoads     = 256
 	maxShards           = 256
+	maxGuess            = 1 << 20 // entries, unless ExpectedEntries says more
 )
 
 // Options configures a Cache. The zero value of every field is the default
@@ -37,8 +38,8 @@ type Options[K comparable, V any] struct {
 	Cost func(key K, value V) int64
 
 	// ExpectedEntries sizes the admission sketch and the shards. Zero means
-	// MaxCost if Cost is nil, and MaxCost/256 otherwise. A wrong guess costs
-	// hit ratio or memory, nothing else.
+	// MaxCost if Cost is nil, and MaxCost/256 otherwise, but at most 1<<20. A
+	// wrong guess costs hit ratio or memory (see the README), nothing else.
 	ExpectedEntries int64
 
 	// Shards is the number of shards, rounded up to a power of two, at most
@@ -118,7 +119,8 @@ type Options[K comparable, V any] struct {
 	Logger *slog.Logger
 
 	// OnEvent, if not nil, is called for each Event, with no lock held, by the
-	// goroutine that noticed it, so it should be quick. A panic is contained.
+	// goroutine that noticed it, so it should be quick. It must not call Close,
+	// which waits for that goroutine. A panic is contained.
 	OnEvent func(Event)
 }
 
@@ -132,19 +134,12 @@ type loaderKind uint8
 
 const (
 	strongLoader loaderKind = iota
-	snapshotLoader
 	laggingLoader
 )
 
 // Strong says that a load reflects every write that was committed before it
 // began, as a read from the primary does.
 var Strong = LoaderClass{}
-
-// Snapshot says that a load reads a consistent state that may be old, and says
-// which: the Loader implements [SnapshotLoader], and versions grow across keys
-// (a commit sequence, an LSN). A load is cached only if its snapshot is at
-// least as new as everything this cache has seen of the key.
-var Snapshot = LoaderClass{kind: snapshotLoader}
 
 // Lagging says that a load reflects every write that was committed more than
 // lag before it began, as a read from a replica of the database does. What
@@ -158,13 +153,6 @@ type StrongLoader[K comparable, V any] interface {
 	// LoadStrong is Load at a source that reflects every write committed
 	// before the call began.
 	LoadStrong(ctx context.Context, key K) (V, Version, error)
-}
-
-// A SnapshotLoader is a Loader of class Snapshot.
-type SnapshotLoader[K comparable, V any] interface {
-	// LoadAsOf is Load, and says how new the snapshot was that it read: all
-	// states with versions up to asOf, of any key, were in it.
-	LoadAsOf(ctx context.Context, key K) (value V, v Version, asOf Version, err error)
 }
 
 // A Breaker decides whether the source may be asked. The two-step circuit
@@ -183,9 +171,9 @@ func (o Options[K, V]) normal() (Options[K, V], error) {
 	}
 	setDefault(&o.MaxCost, defaultMaxCost)
 	if o.Cost == nil {
-		setDefault(&o.ExpectedEntries, o.MaxCost)
+		setDefault(&o.ExpectedEntries, min(o.MaxCost, maxGuess))
 	}
-	setDefault(&o.ExpectedEntries, max(o.MaxCost/256, 1))
+	setDefault(&o.ExpectedEntries, min(max(o.MaxCost/256, 1), maxGuess))
 	setDefault(&o.TTLJitter, defaultTTLJitter)
 	if o.NegativeTTL == 0 {
 		o.NegativeTTL = defaultNegativeTTL
@@ -280,10 +268,6 @@ func (o *Options[K, V]) validate() error {
 func (o *Options[K, V]) validateLoader(bad func(field, format string, args ...any)) {
 	switch c := o.LoaderClass; c.kind {
 	case strongLoader:
-	case snapshotLoader:
-		if _, ok := o.Loader.(SnapshotLoader[K, V]); !ok {
-			bad("LoaderClass", "is Snapshot, but %T is no SnapshotLoader", o.Loader)
-		}
 	case laggingLoader:
 		if c.lag <= 0 {
 			bad("LoaderClass", "is Lagging(%v), want a positive lag", c.lag)

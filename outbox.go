@@ -146,7 +146,7 @@ func (o *outbox) collapseLocked() {
 func (o *outbox) hello(nonce uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.nonce = nonce
+	o.nonce = max(o.nonce, nonce)
 	o.kick()
 }
 

@@ -18,7 +18,7 @@ type Stats struct {
 	LoadErrors uint64 // loads that failed, per key
 	Joined     uint64 // reads that waited for a load that was running already
 	Refreshes  uint64 // loads started behind a hit
-	Refused    uint64 // states loaded, filled or written that the tide had passed: not stored
+	Refused    uint64 // states loaded, filled or written that were not stored, most of them below the tide mark
 
 	Applied   uint64 // values that Put stored
 	Duplicate uint64 // values that Put found stored

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 )
 
@@ -180,8 +181,9 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 		}
 	}()
 	version, err := c.send(w.op, send)
+	e, err := c.settle(w, version, err)
 	returned = true
-	return c.settle(w, version, err)
+	return e, err
 }
 
 // send calls the store. A call that panics, or ends its goroutine, has an
@@ -207,7 +209,7 @@ func (c *Cache[K, V]) settle(w *write[K, V], version Version, err error) (Entry[
 		// broken, and only the source knows the key's state.
 		c.applyAndAnnounce(w.key, w.hash, mark{}, byWrite)
 		return none, fmt.Errorf("%w: the store put version %d after %d", ErrNoVersion, version, w.base)
-	case errors.As(err, &conflict):
+	case errors.As(err, &conflict) && conflict != nil:
 		c.stats.conflicts.Add(1)
 		c.apply(w.key, w.hash, mark{version: conflict.Current}, byWrite)
 		return none, err
@@ -259,7 +261,7 @@ func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
 // could still have taken effect.
 func (c *Cache[K, V]) resolve(key K, hash uint64, op OpID, absent bool, d *doubt) {
 	defer c.loads.leave()
-	deadline := c.now() + int64(c.opts.DoubtTimeout)
+	deadline := after(c.now(), c.opts.DoubtTimeout)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		asked := c.now()
 		version, found, err := c.outcome(key, op)
@@ -280,16 +282,23 @@ func (c *Cache[K, V]) resolve(key K, hash uint64, op OpID, absent bool, d *doubt
 	}
 }
 
-// outcome asks the store about op, and contains a panic.
+// outcome asks the store about op, in a goroutine of its own: if the call ends
+// that, the question is still open.
 func (c *Cache[K, V]) outcome(key K, op OpID) (v Version, found bool, err error) {
-	ctx, cancel := c.loadContext(c.life)
-	defer cancel()
-	defer func() {
-		if r := recover(); r != nil {
-			err = c.caught(r)
-		}
-	}()
-	return c.opts.Store.Outcome(ctx, key, op)
+	err = &PanicError{Value: "runtime.Goexit"}
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		ctx, cancel := c.loadContext(c.life)
+		defer cancel()
+		defer func() {
+			if r := recover(); r != nil {
+				err = c.caught(r)
+			}
+		}()
+		v, found, err = c.opts.Store.Outcome(ctx, key, op)
+	})
+	asking.Wait()
+	return v, found, err
 }
 
 // resolved lets the key back into memory. Loads that ran meanwhile may have

@@ -127,7 +127,7 @@ func (d *delayedTide) turn(now int64) {
 	}
 	d.cur, d.prev = d.prev, d.cur
 	clear(d.cur)
-	if now-d.turned >= 2*d.lag {
+	if (now-d.turned)/2 >= d.lag {
 		clear(d.prev)
 	}
 	d.turned = now
