@@ -961,10 +961,7 @@ func TestSilence_IsNoticedInTimeAfterACut(t *testing.T) {
 		b.setFault(nil)
 		s.hello() // is heard before the own one
 		require.NoError(t, c.Ready(t.Context()))
-		for range 10 {
-			s.hello()
-			time.Sleep(testBeat)
-		}
+		s.hello()
 		hold(t, c, "k")
 		before := len(l.of(EventSuspect))
 		src.set("k", 2) // it died between the commit and the message
@@ -1211,6 +1208,7 @@ type memLog struct {
 	more    chan struct{}
 	readers map[*memReader]struct{}
 	refuse  error // what Append and Open return, if not nil
+	shut    error // what Open returns, if not nil
 }
 
 func newMemLog() *memLog {
@@ -1232,8 +1230,8 @@ func (l *memLog) Append(_ context.Context, msg []byte) (uint64, error) {
 func (l *memLog) Open(_ context.Context, from uint64) (LogReader, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.refuse != nil {
-		return nil, l.refuse
+	if err := errors.Join(l.refuse, l.shut); err != nil {
+		return nil, err
 	}
 	if from == 0 {
 		from = uint64(len(l.msgs)) + 1
@@ -1268,6 +1266,12 @@ func (l *memLog) setRefuse(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refuse = err
+}
+
+func (l *memLog) setShut(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shut = err
 }
 
 func (l *memLog) open() int {
@@ -1472,6 +1476,44 @@ func TestLogAndHint(t *testing.T) {
 		assert.True(t, c.Stats().CutOff)
 		b.setFault(nil)
 		settled(t, src, a, c)
+	})
+}
+
+// TestLogAndHint_OneIsNotEnough cuts both off and lets only one of them back.
+func TestLogAndHint_OneIsNotEnough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, log, b := newSource(), newMemLog(), newBus()
+		src.set("k", 1)
+		inv := b.invalidator()
+		inv.Log = log
+		log.setShut(errors.New("no such stream"))
+		c, l := listener(t, src, inv)
+		still := func() {
+			t.Helper()
+			time.Sleep(20 * testBeat)
+			_, err := c.Load(t.Context(), "k")
+			require.NoError(t, err)
+			require.True(t, c.Stats().CutOff)
+			requireNotServed(t, c, "k")
+		}
+		still() // the hint is heard since the first beat
+		log.setShut(nil)
+		require.NoError(t, c.Ready(t.Context()))
+		hold(t, c, "k")
+
+		log.setShut(errors.New("no such stream"))
+		log.fail(errors.New("stream deleted"))
+		synctest.Wait()
+		b.lose("reconnected")
+		still()
+		b.setFault(func(int, []byte) [][]byte { return nil })
+		time.Sleep(5 * testBeat)
+		log.setShut(nil)
+		still()
+		assert.Len(t, l.of(EventRejoined), 1)
+		b.setFault(nil)
+		settled(t, src, c)
+		hold(t, c, "k")
 	})
 }
 
