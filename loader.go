@@ -130,6 +130,8 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 	case <-f.done:
 	case <-ctx.Done():
 		return Entry[V]{Age: -1}, false, ctx.Err()
+	case <-c.life.Done(): // the Loader may not heed that
+		return Entry[V]{Age: -1}, false, ErrClosed
 	}
 	switch {
 	case f.err != nil:
