@@ -98,8 +98,9 @@ type Options[K comparable, V any] struct {
 	// least that long unless it is found committed earlier. Zero means 10s.
 	DoubtTimeout time.Duration
 
-	// MaxDoubts bounds the writes in doubt; beyond it writes fail with
-	// ErrUnavailable before they are sent. Zero means 256.
+	// MaxDoubts is the number of writes in doubt at which further writes fail
+	// with ErrUnavailable before they are sent. Those that were sent already
+	// may still come to be in doubt. Zero means 256.
 	MaxDoubts int
 
 	// Invalidator connects the cache to its replicas. The zero value means

@@ -64,6 +64,9 @@ func (c *Cache[K, V]) Update(ctx context.Context, key K, fn func(cur Entry[V]) (
 	if fn == nil {
 		return Entry[V]{Age: -1}, &OptionError{"fn", "is nil in Update"}
 	}
+	if c.opts.Store == nil {
+		return Entry[V]{Age: -1}, ErrNoStore
+	}
 	level := Any
 	for try := 1; ; try++ {
 		cur, err := c.Read(ctx, key, level)
@@ -80,7 +83,7 @@ func (c *Cache[K, V]) Update(ctx context.Context, key K, fn func(cur Entry[V]) (
 		}
 		e, err := c.CompareAndSet(ctx, key, base, value)
 		var conflict *ConflictError
-		if !errors.As(err, &conflict) || try == maxAttempts {
+		if !errors.As(err, &conflict) || conflict == nil || try == maxAttempts {
 			return e, err
 		}
 		if err := backOff(ctx, try); err != nil {
