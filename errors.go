@@ -47,6 +47,9 @@ var (
 	// ErrGap means that a Log cannot prove that it delivered every message.
 	ErrGap = errors.New("tidemark: gap in the log")
 
+	// ErrMessageSize means that a transport takes no message of this size.
+	ErrMessageSize = errors.New("tidemark: message too large for the transport")
+
 	// ErrNotBroadcast means that a change is in force in this process but could
 	// not be handed to the transport in time. It stays queued and is retried
 	// until Close.

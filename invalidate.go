@@ -17,8 +17,10 @@ import (
 // them. It must be safe for concurrent use.
 type Hint interface {
 	// Publish hands msg to the transport and returns once the transport has
-	// it, or an error. Publishing the same message again is harmless. Publish
-	// must not keep msg.
+	// it, or an error. Publishing the same message again is harmless. A message
+	// has up to 64 KiB; a transport that cannot take one says ErrMessageSize,
+	// and is told in a shorter one that everything changed. Publish must not
+	// keep msg.
 	Publish(ctx context.Context, msg []byte) error
 
 	// Subscribe calls receive for each message, also for those that this

@@ -84,6 +84,9 @@ type natsHint struct {
 // broken link discards. And a ping that was answered by another connection than
 // msg was written to says nothing of msg.
 func (h *natsHint) Publish(ctx context.Context, msg []byte) error {
+	if most := h.nc.MaxPayload(); most > 0 && int64(len(msg)) > most {
+		return fmt.Errorf("%w: %d bytes, the server takes %d", ErrMessageSize, len(msg), most)
+	}
 	link, past := h.nc.Stats().Reconnects, h.nc.LastError()
 	if err := h.nc.Publish(h.subject, msg); err != nil {
 		return err

@@ -336,6 +336,16 @@ func (o *outbox) deliver(m *wire.Message) bool {
 			o.unsent = false
 			return true
 		}
+		if errors.Is(err, ErrMessageSize) && m.Kind == wire.KindInvalidate {
+			// It would never go out, nor anything behind it: say less, but
+			// nothing wrong.
+			m = o.message(wire.KindInvalidateAll)
+			m.Seq = o.seq
+			if b, err = wire.Append(o.buf[:0], m); err == nil {
+				o.buf = b
+				continue
+			}
+		}
 		select {
 		case <-time.After(pause):
 		case <-o.life.Done():

@@ -71,7 +71,9 @@ func (p *post) hold() (release func()) {
 	p.held = held
 	return sync.OnceFunc(func() {
 		p.mu.Lock()
-		p.held = nil
+		if p.held == held { // and not held again meanwhile
+			p.held = nil
+		}
 		p.mu.Unlock()
 		close(held)
 	})
@@ -256,18 +258,18 @@ func TestOutbox_TicketIsGoodOnlyWhenItsMessageIsOut(t *testing.T) {
 			tickets = append(tickets, o.add(fmt.Append(nil, i), at(1)))
 		}
 		merged := o.add([]byte("0"), at(2)) // travels with the oldest, is as young as the youngest
+		second := p.hold()                  // before the first may go on
 		release()
-		again := p.hold()
 		require.NoError(t, o.wait(t.Context(), first))
 		synctest.Wait()
 		require.False(t, out(o, tickets[0]))
 		require.False(t, out(o, merged))
-		again()
-		again = p.hold()
+		third := p.hold()
+		second()
 		synctest.Wait()
 		require.True(t, out(o, tickets[maxBatch-1]))
 		require.False(t, out(o, tickets[maxBatch]))
-		again()
+		third()
 		synctest.Wait()
 		require.True(t, out(o, tickets[maxBatch]))
 		require.True(t, out(o, merged))
@@ -851,4 +853,35 @@ func testTickets(t *rapid.T) {
 	for i := range uint64(len(seqs)) {
 		require.True(t, seqs[i+1], "a hole in %v", maps.Keys(seqs))
 	}
+}
+
+// A message that the transport will never take becomes the shorter word that
+// everything changed, under the same number; otherwise nothing would go out any
+// more, hellos included.
+func TestOutbox_AMessageTooLargeForTheTransportSaysEverything(t *testing.T) {
+	p, o := newPost(t)
+	small := &limited{post: p, most: 500}
+	o.inv.Hint = small
+	ticket := o.add(bytes.Repeat([]byte("k"), 1000), at(3))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	require.NoError(t, o.wait(ctx, ticket))
+	sent := p.messages()
+	last := sent[len(sent)-1]
+	assert.Equal(t, wire.KindInvalidateAll, last.Kind)
+	assert.Equal(t, uint64(len(sent)), last.Seq, "no number is missing")
+	require.NoError(t, o.wait(ctx, o.add([]byte("next"), at(1))))
+}
+
+// limited is a post that takes no message of more than most bytes.
+type limited struct {
+	*post
+	most int
+}
+
+func (l *limited) Publish(ctx context.Context, msg []byte) error {
+	if len(msg) > l.most {
+		return fmt.Errorf("limited: %w", ErrMessageSize)
+	}
+	return l.post.Publish(ctx, msg)
 }
