@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -432,6 +434,23 @@ func TestS44_ConnectionThatGivesUp(t *testing.T) {
 	assert.Equal(t, 2, e.Value)
 	time.Sleep(3 * natsBeat)
 	assert.True(t, r.Stats().CutOff, "and stays so")
+}
+
+// TestS44_ConnectOptions reads the settings that the comment at
+// NATSConnectOptions promises.
+func TestS44_ConnectOptions(t *testing.T) {
+	o := nats.GetDefaultOptions()
+	for _, set := range tidemark.NATSConnectOptions() {
+		require.NoError(t, set(&o))
+	}
+	assert.Equal(t, -1, o.MaxReconnect, "P12: the default gives up for good")
+	assert.Equal(t, -1, o.ReconnectBufSize, "nothing is published into the void")
+	assert.True(t, o.RetryOnFailedConnect)
+	assert.True(t, o.AllowReconnect)
+	assert.LessOrEqual(t, o.PingInterval*time.Duration(o.MaxPingsOut+1), 6*time.Second, "P10: default 6 minutes")
+	assert.LessOrEqual(t, o.FlusherTimeout, 2*time.Second, "P11: default 1 minute")
+	assert.LessOrEqual(t, o.ReconnectWait+o.ReconnectJitter, 200*time.Millisecond)
+	assert.False(t, o.NoEcho, "P13")
 }
 
 // TestS45_MessagesThatOvertakeEachOther delivers the message of the newer write
@@ -874,11 +893,60 @@ func TestNATS_CloseAfterTheConnection(t *testing.T) {
 	r := newReplica(t, newLedger(), core(nc))
 	ready(t, r)
 	nc.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	began := time.Now()
-	require.NoError(t, r.Close(ctx))
-	assert.Less(t, time.Since(began), 5*time.Second)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Close(context.Background()) }()
+	select {
+	case err := <-ended:
+		require.NoError(t, err)
+	case <-time.After(patience):
+		require.FailNow(t, "Close does not end")
+	}
+}
+
+// TestNATS_CloseLeavesNothingBehind looks for goroutines, listeners and
+// subscriptions.
+func TestNATS_CloseLeavesNothingBehind(t *testing.T) {
+	s := natsServer(t, nil)
+	nc := dial(t, s.ClientURL())
+	for range 3 {
+		r := newReplica(t, newLedger(), core(nc))
+		ready(t, r)
+		require.Equal(t, 1, nc.NumSubscriptions())
+		require.NoError(t, r.Close(t.Context()))
+		assert.Zero(t, nc.NumSubscriptions())
+	}
+	within(t, func() bool {
+		all := make([]byte, 1<<20)
+		stacks := string(all[:runtime.Stack(all, true)])
+		return !strings.Contains(stacks, "tidemark.(*")
+	}, "a goroutine is left")
+}
+
+// TestNATS_NothingIsDeliveredAfterStop stops a subscription under fire.
+func TestNATS_NothingIsDeliveredAfterStop(t *testing.T) {
+	s := natsServer(t, nil)
+	for range 20 {
+		hint := core(dial(t, s.ClientURL())).Hint
+		var calls, running atomic.Int64
+		stop, err := hint.Subscribe(func([]byte) {
+			running.Add(1)
+			calls.Add(1)
+			time.Sleep(time.Millisecond)
+			running.Add(-1)
+		}, func(string) { calls.Add(1) })
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		for range 20 {
+			require.NoError(t, hint.Publish(ctx, []byte("fire")))
+		}
+		cancel()
+		within(t, func() bool { return running.Load() == 1 }, "nothing is delivered")
+		stop()
+		n := calls.Load()
+		require.Zero(t, running.Load(), "a call runs")
+		time.Sleep(5 * time.Millisecond)
+		require.Equal(t, n, calls.Load(), "a call has begun")
+	}
 }
 
 func TestNATS_NotYetConnected(t *testing.T) {
