@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,7 +161,7 @@ func (c *Cache[K, V]) peek(hash uint64, key K) *node[K, V] {
 // hit counts a hit and tells the policy.
 func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
 	c.stats.hits.add()
-	c.policy.touch(&c.shard(hash).touched, &n.E.touches, n.E.resident.policyKey)
+	c.shard(hash).touch(&n.E)
 	if c.opts.RefreshAfter > 0 {
 		c.refresh(hash, n)
 	}
@@ -415,7 +416,9 @@ func (c *Cache[K, V]) Len() int {
 		}
 		s.mu.Unlock()
 	}
-	return total
+	// The shards were counted one after the other, and an entry may have come
+	// into one after another made room for it in the next. Each costs at least 1.
+	return int(min(int64(total), c.policy.cost.Load()))
 }
 
 // Resize changes MaxCost. It returns when the entries fit, having evicted what
@@ -427,33 +430,57 @@ func (c *Cache[K, V]) Resize(maxCost int64) error {
 	if c.closed.Load() {
 		return ErrClosed
 	}
-	c.policy.setLimits(maxCost, len(c.shards))
-	c.policy.sketch.UpdateMaxCost(c.policy.mainMax.Load())
+	c.policy.resize(maxCost, len(c.shards))
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock() // no reservation that saw the old limit is under way after this
+		s.overflowLocked()
+		s.mu.Unlock()
+	}
 	c.makeRoom(0, 0)
 	return nil
 }
 
-// makeRoom evicts until the given cost fits, beginning with the shard of hash.
+// makeRoom evicts until there is room for cost, beginning with the shard of
+// hash and going round, so that no shard loses much more than the others.
 func (c *Cache[K, V]) makeRoom(cost int64, hash uint64) {
-	const chunk = 64 // entries per lock
+	const chunk = 8 // entries per lock
 	p := c.policy
-	full := func() bool { return cost > p.limit.Load()-p.cost.Load() }
+	if cost > 0 {
+		c.hurry(cost)
+	}
 	first := hash >> (c.shift & 63)
-	for i := range uint64(len(c.shards)) {
+	for i, empty := uint64(0), 0; p.full(cost) && empty < len(c.shards); i++ {
 		s := &c.shards[(first+i)&uint64(len(c.shards)-1)]
-		for emptied := false; full() && !emptied; {
-			s.mu.Lock()
-			at := c.moment()
-			for j := 0; j < chunk && full(); j++ {
-				n := s.victimLocked()
-				if n == nil {
-					emptied = true
-					break
-				}
-				s.dropLocked(n, at)
-				c.stats.evictions.Add(1)
+		empty++
+		s.mu.Lock()
+		at := c.moment()
+		for range chunk {
+			if !p.full(cost) {
+				break
 			}
-			s.mu.Unlock()
+			n := s.victimLocked(cost)
+			if n == nil {
+				break
+			}
+			s.dropLocked(n, at)
+			c.stats.evictions.Add(1)
+			empty = 0
+		}
+		s.mu.Unlock()
+	}
+}
+
+// hurry lets the policy make room for cost, if it may. It does the policy's
+// work itself unless another goroutine is at it.
+func (c *Cache[K, V]) hurry(cost int64) {
+	p := c.policy
+	for began := time.Now(); p.unjudged.Load() > 0 && p.full(cost) && time.Since(began) < hurryFor; {
+		if p.turn.TryLock() {
+			c.roundLocked(1)
+			p.turn.Unlock()
+		} else {
+			runtime.Gosched()
 		}
 	}
 }
@@ -480,8 +507,6 @@ func (c *Cache[K, V]) left(r *resident[K]) {
 func (c *Cache[K, V]) maintain() {
 	tick := time.NewTicker(drainEvery)
 	defer tick.Stop()
-	var ops []op[K]
-	var keys []uint64
 	for {
 		least := c.policy.batch
 		select {
@@ -491,18 +516,12 @@ func (c *Cache[K, V]) maintain() {
 		case <-tick.C:
 			least = 1
 		}
+		c.policy.turn.Lock()
+		c.roundLocked(least)
+		c.policy.turn.Unlock()
 		for i := range c.shards {
-			s := &c.shards[i]
-			if s.waiting.Load() >= least {
-				ops = s.takeOps(ops[:0])
-				c.policy.apply(ops)
-				clear(ops)
-			}
-			if keys = s.touched.Take(keys[:0]); len(keys) > 0 {
-				c.policy.count(keys)
-			}
 			if least == 1 {
-				c.sweep(s, 64)
+				c.sweep(&c.shards[i], 64)
 			}
 		}
 		if c.sweepAll.Swap(false) {
@@ -513,6 +532,27 @@ func (c *Cache[K, V]) maintain() {
 			}
 		}
 	}
+}
+
+// roundLocked tells Ristretto of the shards' accesses, and of their ops where
+// there are at least so many, and waits for its judgement. The caller has the
+// policy's turn and no other lock.
+func (c *Cache[K, V]) roundLocked(least int) {
+	p := c.policy
+	if p.closed {
+		return
+	}
+	for i := range c.shards {
+		s := &c.shards[i]
+		p.keys = s.touched.Take(p.keys[:0])
+		p.count(p.keys...)
+		if int(s.waiting.Load()) >= least {
+			p.ops = s.takeOps(p.ops[:0])
+			p.apply(p.ops)
+			clear(p.ops)
+		}
+	}
+	p.wait()
 }
 
 // sweep drops entries that are expired or of an old generation from the next
@@ -619,7 +659,7 @@ func (c *Cache[K, V]) close(ctx context.Context) error {
 		c.replica.wg.Wait()
 	}
 	c.pump.Wait()
-	c.policy.sketch.Close()
+	c.policy.close()
 	if n := c.doubts.Load(); n > 0 {
 		errs = append(errs, &DoubtError{Writes: int(n)})
 	}

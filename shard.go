@@ -11,10 +11,11 @@ import (
 // Lock order. A goroutine that holds one of these may take only a lower one,
 // and never two of the same line:
 //
-//	1  shard.mu                          one shard
-//	2  gate.mu, replica.mu, outbox.mu    each for a few instructions
+//	1  policy.turn                       for the calls of Ristretto
+//	2  shard.mu                          one shard
+//	3  gate.mu, replica.mu, outbox.mu    each for a few instructions
 //
-// Nothing that may block or re-enter is called under either: no I/O, no channel
+// Nothing that may block or re-enter is called under 2 or 3: no I/O, no channel
 // send that can wait, no Loader, Store, Cost or OnEvent, no log line, no call
 // of Ristretto. (Ristretto's callbacks take shard.mu.)
 

@@ -15,19 +15,19 @@ type Lossy struct {
 	records [Size]uint64
 }
 
-// Add records x if it can and reports whether this filled the buffer, which it
-// says once. It never waits.
-func (b *Lossy) Add(x uint64) (filled bool) {
+// Add records x if it can and returns how many records there are then, or 0 if
+// it could not. It never waits.
+func (b *Lossy) Add(x uint64) (n int) {
 	if !b.mu.TryLock() {
-		return false
+		return 0
 	}
 	if b.n < Size {
 		b.records[b.n] = x
 		b.n++
-		filled = b.n == Size
+		n = b.n
 	}
 	b.mu.Unlock()
-	return filled
+	return n
 }
 
 // Take appends the records to dst, oldest first, and empties the buffer.
