@@ -217,14 +217,9 @@ func (p *policy[K]) reserve(cost int64) (missing int64) {
 		if cost > 0 && cost > p.limit.Load()-have {
 			return cost
 		}
-		if !p.cost.CompareAndSwap(have, have+cost) {
-			continue
+		if p.cost.CompareAndSwap(have, have+cost) {
+			return 0
 		}
-		if cost > 0 && have+cost > p.limit.Load() { // Resize has come in between
-			p.cost.Add(-cost)
-			return cost
-		}
-		return 0
 	}
 }
 
