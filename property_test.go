@@ -469,6 +469,14 @@ func (w *world) heal(t *rapid.T) {
 	}
 }
 
+// stopped returns how many calls of the ledger are held; those who made them may
+// have given up.
+func (w *world) stopped() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.stops)
+}
+
 // healthy checks a cache at rest.
 func (w *world) healthy(t *rapid.T, v *view) {
 	if v.cache.era.Load()&eraCutOff != 0 && w.network != nil {
