@@ -1020,8 +1020,9 @@ func TestPolicy_EqualHashesAreDifferentKeys(t *testing.T) {
 	}
 }
 
-// The keys of a Zipf distribution of exponent s over n keys.
-func zipfKeys(n int, s float64, rng *rand.Rand) func() int {
+// zipfRanks returns a function that draws from n ranks, with probability
+// proportional to 1/(rank+1)^s.
+func zipfRanks(n int, s float64, rng *rand.Rand) func() int {
 	sums := make([]float64, n)
 	sum := 0.0
 	for i := range sums {
@@ -1034,19 +1035,19 @@ func zipfKeys(n int, s float64, rng *rand.Rand) func() int {
 	}
 }
 
-// hitRatio replays a million accesses to 100,000 keys (Zipf 0.99) through a
-// cache of 1 % of them.
+// hitRatio replays 500,000 accesses to 100,000 keys (Zipf 0.99) through a cache
+// of 1 % of them.
 func hitRatio(t *testing.T, goroutines int) float64 {
 	const limit = 1000
 	c := newCache(t, Options[string, int]{MaxCost: limit})
 	stop := watchBound(t, c, limit)
 	version := versions()
 	var hits atomic.Int64
-	each := scaled(1_000_000) / goroutines
+	each := scaled(500_000) / goroutines
 	var wg sync.WaitGroup
 	for g := range goroutines {
 		wg.Go(func() {
-			draw := zipfKeys(100_000, 0.99, rand.New(rand.NewPCG(1, uint64(g))))
+			draw := zipfRanks(100_000, 0.99, rand.New(rand.NewPCG(1, uint64(g))))
 			for range each {
 				k := fmt.Sprint(draw())
 				if _, ok := c.Get(k); ok {
@@ -1063,15 +1064,17 @@ func hitRatio(t *testing.T, goroutines int) float64 {
 	return float64(hits.Load()) / float64(each*goroutines)
 }
 
-// On this workload otter v2.4.0 has 54.40 % (go run -C bench . -hitratio -keys
-// 100000 -only 'zipf 0.99'); three points less is the floor. In a race build
-// Ristretto counts no accesses, so there the ratio says nothing.
+// On this workload otter v2.4.0 has 56.3 to 57.8 % and tidemark 56.4 %, on one
+// goroutine and on four (go run -C bench . -hitratio -keys 100000 -only 'zipf
+// 0.99', with and without -goroutines 4). Three points below otter's best is the
+// floor. In a race build Ristretto counts no accesses, so there the ratio says
+// nothing.
 func TestPolicy_AdmitsWhatIsUsed(t *testing.T) {
 	for _, goroutines := range []int{1, 4} {
 		ratio := hitRatio(t, goroutines)
 		t.Logf("%d goroutines: hit ratio %.2f %%", goroutines, 100*ratio)
 		if !raceBuild() {
-			assert.Greater(t, ratio, 0.5140)
+			assert.Greater(t, ratio, 0.548)
 		}
 	}
 }
