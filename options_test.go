@@ -1,0 +1,327 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Every field that New checks, with values on both sides of the line.
+func TestOptions_WhatNewRefuses(t *testing.T) {
+	type options = Options[string, int]
+	s := newSource()
+	cost := func(string, int) int64 { return 1 }
+	hint := Invalidator{Name: "n", Hint: newBus()}
+	tests := []struct {
+		field string
+		good  []options
+		bad   []options
+	}{
+		{"MaxCost", []options{{MaxCost: 1}, {MaxCost: small, Cost: cost}}, []options{{MaxCost: -1}, {MaxCost: math.MinInt64}, {Cost: cost}}},
+		{"ExpectedEntries", []options{{ExpectedEntries: 1}}, []options{{ExpectedEntries: -1}}},
+		{"Shards", []options{{Shards: 1}, {Shards: 3}, {Shards: 256}}, []options{{Shards: -1}, {Shards: 257}}},
+		{"TTL", []options{{TTL: 1}, {TTL: math.MaxInt64}}, []options{{TTL: -1}}},
+		{"TTLJitter", []options{{TTLJitter: 1}, {TTLJitter: -7}, {TTLJitter: math.Inf(-1)}},
+			[]options{{TTLJitter: 1.0001}, {TTLJitter: math.NaN()}, {TTLJitter: math.Inf(1)}}},
+		{"RefreshAfter", []options{{RefreshAfter: 1, Store: s}, {RefreshAfter: 1, TTL: 2, Loader: s}},
+			[]options{{RefreshAfter: -1}, {RefreshAfter: 2, TTL: 2, Store: s}, {RefreshAfter: 3, TTL: 2, Store: s}, {RefreshAfter: 1}}},
+		{"DoubtTimeout", []options{{DoubtTimeout: 1}}, []options{{DoubtTimeout: -1}}},
+		{"MaxDoubts", []options{{MaxDoubts: 1}}, []options{{MaxDoubts: -1}}},
+		{"Loader", []options{{Loader: s}}, []options{{Loader: LoaderFunc[string, int](nil)}, {Loader: (*readReplica)(nil)}, {Loader: bulkFunc(nil)}}},
+		{"Store", []options{{Store: s}}, []options{{Store: (*source)(nil)}}},
+		{"LoaderClass",
+			[]options{{Loader: s, Store: s, LoaderClass: Lagging(1)}, {Loader: loaderPair[string, int]{Loader: s}, LoaderClass: Lagging(1)}, {Loader: s, LoaderClass: Strong}},
+			[]options{{Loader: s, LoaderClass: Lagging(1)}, {Loader: s, Store: s, LoaderClass: Lagging(0)}, {Loader: s, Store: s, LoaderClass: Lagging(-1)}, {Store: s, LoaderClass: Lagging(1)}}},
+		{"Invalidator", nil, []options{{Invalidator: Invalidator{Name: "n"}}}},
+		{"Invalidator.Name", []options{{Invalidator: hint}}, []options{{Invalidator: Invalidator{Hint: newBus()}}}},
+		{"Invalidator.Hint", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: (*bus)(nil)}}}},
+		{"Invalidator.Beat", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: -1}}}},
+		{"none", []options{{}, {NegativeTTL: -1, LoadTimeout: -1, MaxLoads: -1}, {NegativeTTL: 1, TTL: time.Hour}}, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.field, func(t *testing.T) {
+			for i, o := range tt.bad {
+				c, err := New(o)
+				require.Error(t, err, "bad %d", i)
+				assert.Nil(t, c)
+				assert.Equal(t, []string{tt.field}, mistakes(err), "bad %d: %v", i, err)
+				assert.Contains(t, err.Error(), tt.field)
+			}
+			for i, o := range tt.good {
+				if o.MaxCost == 0 {
+					o.MaxCost = small
+				}
+				c, err := New(o)
+				if assert.NoError(t, err, "good %d", i) {
+					require.NoError(t, c.Close(t.Context()))
+				}
+			}
+		})
+	}
+	t.Run("all at once", func(t *testing.T) {
+		_, err := New(options{
+			MaxCost: -1, ExpectedEntries: -1, Shards: -1, TTL: -1, TTLJitter: 2, RefreshAfter: -1, DoubtTimeout: -1,
+			MaxDoubts: -1, Loader: LoaderFunc[string, int](nil), Store: (*source)(nil), LoaderClass: Lagging(-1),
+			Invalidator: Invalidator{Hint: newBus(), Beat: -1},
+		})
+		assert.ElementsMatch(t, []string{
+			"MaxCost", "ExpectedEntries", "Shards", "TTL", "TTLJitter", "RefreshAfter", "DoubtTimeout",
+			"MaxDoubts", "Loader", "Store", "LoaderClass", "Invalidator.Name", "Invalidator.Beat",
+		}, mistakes(err))
+	})
+}
+
+// Zero means what the fields' comments say.
+func TestOptions_Defaults(t *testing.T) {
+	o, err := Options[string, int]{}.normal()
+	require.NoError(t, err)
+	assert.EqualValues(t, 65_536, o.MaxCost)
+	assert.EqualValues(t, 65_536, o.ExpectedEntries)
+	assert.Zero(t, o.TTL)
+	assert.InDelta(t, 0.1, o.TTLJitter, 0)
+	assert.Equal(t, 5*time.Second, o.NegativeTTL)
+	assert.Equal(t, 30*time.Second, o.LoadTimeout)
+	assert.Equal(t, 256, o.MaxLoads)
+	assert.Equal(t, 10*time.Second, o.DoubtTimeout)
+	assert.Equal(t, 256, o.MaxDoubts)
+	assert.Equal(t, Strong, o.LoaderClass)
+	assert.Equal(t, Any, o.Level)
+	assert.Equal(t, slog.DiscardHandler, o.Logger.Handler())
+	assert.Equal(t, ceilPow2(min(max(64, 8*runtime.GOMAXPROCS(0)), 256)), o.Shards)
+
+	s := newSource()
+	o, err = Options[string, int]{Store: s}.normal()
+	require.NoError(t, err)
+	assert.Equal(t, Loader[string, int](s), o.Loader, "a Store is a Loader")
+	assert.Equal(t, Strong, o.LoaderClass)
+
+	o, err = Options[string, int]{MaxCost: 1 << 20, Cost: func(string, int) int64 { return 1 }}.normal()
+	require.NoError(t, err)
+	assert.EqualValues(t, 1<<20/256, o.ExpectedEntries)
+	for shards, want := range map[int]int{1: 1, 2: 2, 3: 4, 200: 256, 256: 256} {
+		o, err = Options[string, int]{Shards: shards}.normal()
+		require.NoError(t, err)
+		assert.Equal(t, want, o.Shards)
+	}
+	for maxCost, want := range map[int64]int{1: 1, 128: 1, 255: 1, 256: 2, 1000: 8} {
+		o, err = Options[string, int]{MaxCost: maxCost}.normal()
+		require.NoError(t, err)
+		assert.Equal(t, want, o.Shards, "a shard has 128 entries at least")
+	}
+}
+
+// Every method that takes a context, with one that has ended.
+func TestOptions_EndedContexts(t *testing.T) {
+	s := newSource()
+	b := newBus()
+	b.setFault(func(int, []byte) [][]byte { return nil }) // never ready
+	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("gone"))
+	require.ErrorIs(t, c.Ready(ctx), context.Canceled)
+	b.mu.Lock()
+	b.refuse = errors.New("down")
+	b.mu.Unlock()
+	require.ErrorIs(t, c.Invalidate(ctx, "k", 1), ErrNotBroadcast)
+	require.ErrorIs(t, c.InvalidateAll(ctx), ErrNotBroadcast)
+	b.mu.Lock()
+	b.refuse = nil
+	b.mu.Unlock()
+	_, err := c.Load(ctx, "k")
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = c.LoadMany(ctx, []string{"k"})
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Zero(t, s.loadCount())
+	idle(t, c)
+
+	alone, err := New(Options[string, int]{MaxCost: small, Store: s})
+	require.NoError(t, err)
+	require.NoError(t, alone.Ready(ctx), "there is nobody to wait for")
+	require.NoError(t, alone.Invalidate(ctx, "k", 1), "nor here")
+	require.NoError(t, alone.InvalidateAll(ctx))
+	require.NoError(t, alone.Close(ctx), "an idle cache closes without waiting")
+}
+
+// Close is called by many, and again: it closes once, and all see how it went.
+func TestClose_Repeatedly(t *testing.T) {
+	s := newSource()
+	s.afterWrite = func(context.Context, string) error { return errAnswerLost }
+	s.onOutcome = func(string, OpID) error { return errAnswerLost } // the store does not tell
+	c, err := New(Options[string, int]{MaxCost: small, Store: s})
+	require.NoError(t, err)
+	_, err = c.CompareAndSet(t.Context(), "k", 0, 10)
+	var uncertain *UncertainError
+	require.ErrorAs(t, err, &uncertain)
+	closed := make(chan error, 4)
+	for range 4 {
+		go func() { closed <- c.Close(t.Context()) }()
+	}
+	for range 4 {
+		var doubt *DoubtError
+		require.ErrorAs(t, <-closed, &doubt)
+		assert.Equal(t, 1, doubt.Writes)
+	}
+	_, _, err = uncertain.Wait(t.Context())
+	require.ErrorIs(t, err, ErrClosed, "nobody asks the store any more")
+	require.Error(t, c.Close(t.Context()))
+}
+
+// A load runs when the cache closes: it is cancelled, those who wait for it get
+// ErrClosed, and Close returns when it has ended.
+func TestClose_EndsRunningLoads(t *testing.T) {
+	s := newSource()
+	c, err := New(Options[string, int]{MaxCost: small, Loader: bulkSource{s}})
+	require.NoError(t, err)
+	running := make(chan struct{}, 3)
+	s.beforeLoad = func(ctx context.Context, _ string) error {
+		running <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	reader := loading(t, c, "k", Any)
+	batch := async(func() (Entry[int], error) {
+		_, err := c.LoadMany(t.Context(), []string{"a", "b"})
+		return Entry[int]{}, err
+	})
+	for range 3 {
+		<-running
+	}
+	require.NoError(t, c.Close(t.Context()))
+	require.ErrorIs(t, get(t, reader).err, ErrClosed)
+	require.ErrorIs(t, get(t, batch).err, ErrClosed)
+	idle(t, c)
+}
+
+// The Loader does not heed its context. Close gives up on it in time, who waits
+// for it need not, and what it returns in the end is not served.
+func TestClose_ALoaderThatIgnoresItsContext(t *testing.T) {
+	s := newSource()
+	s.set("k", 10)
+	c, err := New(Options[string, int]{MaxCost: small, Loader: s})
+	require.NoError(t, err)
+	l := newLatch(t)
+	s.beforeLoad = l.hook
+	first := loading(t, c, "k", Any)
+	l.wait(t)
+	second := loading(t, c, "k", Any)
+	eventually(t, func() bool { return c.Stats().Joined == 1 }, "the second waits too")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	err = c.Close(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	for _, r := range []<-chan result{first, second} {
+		require.ErrorIs(t, get(t, r).err, ErrClosed)
+	}
+	_, err = c.Load(t.Context(), "k")
+	require.ErrorIs(t, err, ErrClosed, "it is not joined either")
+	l.release()
+	idle(t, c)
+	missing(t, c, "k", "the cache is closed")
+}
+
+// A write runs when the cache closes: Close waits, and it is told to the others.
+func TestClose_WaitsForRunningWrites(t *testing.T) {
+	s := newSource()
+	b := newBus()
+	other := replicas(t, 1, s, b)[0]
+	c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+	require.NoError(t, err)
+	require.NoError(t, c.Ready(t.Context()))
+	s.set("k", 10)
+	load(t, other, "k")
+	l := newLatch(t)
+	s.beforeWrite = l.hook
+	writer := async(func() (Entry[int], error) { return c.CompareAndSet(t.Context(), "k", 1, 20) })
+	l.wait(t)
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close(t.Context()) }()
+	eventually(t, func() bool { return c.Put("k", 1, 1) == Closed }, "new calls are refused")
+	_, err = c.CompareAndSet(t.Context(), "k", 1, 30)
+	require.ErrorIs(t, err, ErrClosed)
+	select {
+	case err := <-closed:
+		require.Fail(t, "Close did not wait", err)
+	default:
+	}
+	l.release()
+	assert.Equal(t, Version(2), value(t, writer).Version)
+	require.NoError(t, <-closed)
+	eventually(t, func() bool { _, ok := other.Get("k"); return !ok }, "the other replica was told")
+}
+
+// The store does not return in time: Close says so, and the write ends later,
+// one way or the other, without harm.
+func TestClose_AWriteThatDoesNotEnd(t *testing.T) {
+	for name, answer := range map[string]error{"committed": nil, "in doubt": errAnswerLost} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				c, err := New(Options[string, int]{MaxCost: small, Shards: 1, Store: s})
+				require.NoError(t, err)
+				l := newLatch(t)
+				s.afterWrite = func(ctx context.Context, key string) error {
+					_ = l.hook(ctx, key)
+					return answer
+				}
+				writer := async(func() (Entry[int], error) { return c.CompareAndSet(t.Context(), "k", 0, 10) })
+				l.wait(t)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				began := time.Now()
+				require.ErrorIs(t, c.Close(ctx), context.DeadlineExceeded)
+				assert.Equal(t, time.Second, time.Since(began))
+				l.release()
+				r := get(t, writer)
+				var uncertain *UncertainError
+				if answer == nil {
+					require.NoError(t, r.err)
+				} else {
+					require.ErrorAs(t, r.err, &uncertain)
+					_, _, err = uncertain.Wait(t.Context())
+					require.ErrorIs(t, err, ErrClosed)
+				}
+				missing(t, c, "k", "the cache is closed")
+			})
+		})
+	}
+}
+
+// A cache that was made and closed leaves no goroutine, used or not, and neither
+// does one that could not be made.
+func TestClose_LeavesNoGoroutine(t *testing.T) {
+	before := len(goroutines())
+	s := newSource()
+	for i := range 20 {
+		c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: newBus().invalidator()})
+		require.NoError(t, err)
+		if i%2 == 0 {
+			for j := range 2 * small {
+				c.Put(fmt.Sprint(j), j, 1)
+			}
+			_, err = c.Load(t.Context(), "k")
+			require.ErrorIs(t, err, ErrNotFound)
+		}
+		require.NoError(t, c.Close(t.Context()))
+		_, err = New(Options[string, int]{MaxCost: small, Invalidator: Invalidator{Name: "n", Hint: noHint{}}})
+		require.ErrorIs(t, err, errAnswerLost)
+		_, err = New(Options[string, int]{MaxCost: -1})
+		require.Error(t, err)
+	}
+	eventually(t, func() bool { return len(goroutines()) <= before }, "all goroutines end")
+}
+
+// A noHint cannot be subscribed to.
+type noHint struct{}
+
+func (noHint) Publish(context.Context, []byte) error { return errAnswerLost }
+
+func (noHint) Subscribe(func([]byte), func(string)) (func(), error) { return nil, errAnswerLost }
