@@ -15,7 +15,7 @@
 //   - "limit" subtests break a promise with every guard in place: they pin down
 //     what is not promised.
 //
-// Numbers such as S11 are those of the catalogue of failures in DESIGN.md.
+// Numbers such as S11 are those of the catalogue of failures in docs/failures.md.
 //
 // # Models
 //

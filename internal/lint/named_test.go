@@ -1,0 +1,67 @@
+package lint
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	named    = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z][A-Za-z0-9_]*`)
+	declared = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)[A-Za-z0-9_]+)\(`)
+)
+
+// TestNamedTestsExist: a promise in the documents that names a test names one
+// that there is.
+func TestNamedTestsExist(t *testing.T) {
+	files, err := textFiles(os.DirFS("../.."))
+	require.NoError(t, err)
+	tests := declaredTests(files)
+	require.NotEmpty(t, tests)
+	for _, name := range []string{"README.md", "DESIGN.md", "CONTRIBUTING.md", "doc.go"} {
+		require.Contains(t, files, name)
+		report(t, missing(name, files[name], tests))
+	}
+}
+
+// declaredTests returns the names of all test functions of the tree.
+func declaredTests(files map[string][]byte) map[string]bool {
+	tests := map[string]bool{}
+	for name, text := range files {
+		if !isTest(name) {
+			continue
+		}
+		for _, m := range declared.FindAllSubmatch(text, -1) {
+			tests[string(m[1])] = true
+		}
+	}
+	return tests
+}
+
+// missing returns the tests that a document names and nobody has written.
+func missing(name string, text []byte, tests map[string]bool) (problems []string) {
+	for i, line := range strings.Split(string(text), "\n") {
+		for _, test := range named.FindAllString(line, -1) {
+			if !tests[test] {
+				problems = append(problems, fmt.Sprintf("%s:%d names %s, which does not exist", path.Base(name), i+1, test))
+			}
+		}
+	}
+	return problems
+}
+
+func TestMissing(t *testing.T) {
+	tests := declaredTests(map[string][]byte{
+		"x_test.go": []byte("func TestThere(t *testing.T) {\n// func TestNot(\n"),
+		"y.go":      []byte("func TestElsewhere(t *testing.T) {"),
+	})
+	assert.Equal(t, map[string]bool{"TestThere": true}, tests)
+	got := missing("doc", []byte("see `TestThere`,\nTestElsewhere and Testing and FuzzX."), tests)
+	assert.Equal(t, []string{"doc:2 names TestElsewhere, which does not exist", "doc:2 names FuzzX, which does not exist"}, got)
+}
