@@ -398,6 +398,21 @@ func TestOutbox_KeyTooLongTravelsAsEverything(t *testing.T) {
 	})
 }
 
+func TestInvalidate_CollapseIsAnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, b := newSource(), newBus()
+		c, l := joined(t, src, b)
+		long := strings.Repeat("k", maxKeyBytes+1)
+		require.NoError(t, c.Invalidate(t.Context(), long[1:], 1))
+		assert.Empty(t, l.of(EventCollapsed))
+		require.NoError(t, c.Invalidate(t.Context(), long, 1))
+		require.Len(t, l.of(EventCollapsed), 1)
+		assert.NotEmpty(t, l.of(EventCollapsed)[0].Reason)
+		assert.EqualValues(t, 1, c.Stats().Collapsed)
+		assert.Zero(t, c.Stats().Backlog)
+	})
+}
+
 func TestOutbox_KeyIsCopied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
