@@ -15,6 +15,8 @@ import (
 // builds.
 type contract struct{}
 
+var _ = []any{contract.cache, contract.values, contract.seams}
+
 func (contract) cache(c *tidemark.Cache[string, int], o tidemark.Options[string, int]) {
 	var _ func(tidemark.Options[string, int]) (*tidemark.Cache[string, int], error) = tidemark.New[string, int]
 

@@ -51,7 +51,7 @@ func (l *latch) hook(context.Context, string) error {
 }
 
 // once is hook for functions without a key.
-func (l *latch) once() { _ = l.hook(nil, "") }
+func (l *latch) once() { _ = l.hook(context.Background(), "") }
 
 func (l *latch) release() { l.open.Do(func() { close(l.opened) }) }
 
@@ -203,6 +203,25 @@ func (r *readReplica) Load(ctx context.Context, key string) (int, Version, error
 		return 0, have.version, ErrNotFound
 	}
 	return have.value, have.version, nil
+}
+
+// calm returns an Invalidator on b that beats so slowly that a busy machine is
+// not taken for a broken link.
+func calm(b *bus) Invalidator {
+	inv := b.invalidator()
+	inv.Beat = time.Minute
+	return inv
+}
+
+// calmReplicas is replicas with calm Invalidators.
+func calmReplicas(t testing.TB, n int, s *source, b *bus) (all []*Cache[string, int]) {
+	t.Helper()
+	for range n {
+		c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: calm(b)})
+		require.NoError(t, c.Ready(t.Context()))
+		all = append(all, c)
+	}
+	return all
 }
 
 // small keeps the admission sketch of a test's cache small.
@@ -660,7 +679,9 @@ func TestS09_NothingIsServedThatWasLoadedBeforeTheReplicaHears(t *testing.T) {
 		late = append(late, msg)
 		return nil
 	})
-	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+	inv := b.invalidator()
+	inv.Beat = 200 * time.Millisecond
+	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: inv})
 	s.set("k", 10)
 	assert.Equal(t, 10, load(t, c, "k").Value)
 	missing(t, c, "k", "the replica is deaf")
@@ -728,7 +749,7 @@ func TestS10_LaggingLoadsAreHeldOffAfterWhatWasMissed(t *testing.T) {
 func TestS11_ALoadFromBeforeAGapIsNotServed(t *testing.T) {
 	s := newSource()
 	b := newBus()
-	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: calm(b)})
 	require.NoError(t, c.Ready(t.Context()))
 	l := newLatch(t)
 	s.afterLoad = l.hook

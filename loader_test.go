@@ -678,7 +678,7 @@ func TestRefreshAfter(t *testing.T) {
 
 		slow := 2 * time.Second
 		s.beforeLoad = func(context.Context, string) error { time.Sleep(slow); return nil }
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		began := time.Now()
 		for range 5 {
 			served(t, c, "k", 1, "served while it is refreshed")
@@ -706,7 +706,7 @@ func TestRefreshAfter(t *testing.T) {
 		served(t, c, "k", 2, "not yet")
 		synctest.Wait()
 		assert.Equal(t, 3, s.loadCount(), "a failed attempt is not repeated at every hit")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		served(t, c, "k", 2, "starts another attempt")
 		synctest.Wait()
 		assert.Equal(t, 4, s.loadCount())
@@ -835,11 +835,11 @@ func TestTTL_EntryTTLSeesTheEntry(t *testing.T) {
 		require.ErrorIs(t, err, ErrNotFound)
 		time.Sleep(6*time.Second - 1)
 		served(t, c, "kk", 1, "six seconds are not over")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		missing(t, c, "kk", "six seconds are over")
 		time.Sleep(2*time.Minute - 6*time.Second - 1)
 		served(t, c, "gone", 2, "two minutes are not over")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		missing(t, c, "gone", "two minutes are over")
 	})
 }

@@ -504,12 +504,6 @@ func (n *network) take(l, i int) (packet, bool) {
 	return p, true
 }
 
-func (n *network) queued(l int) int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.links[l].queue)
-}
-
 func (n *network) set(down bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
