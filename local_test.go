@@ -279,7 +279,7 @@ func TestS73_IterationSeesNoHalfOfABulkFlush(t *testing.T) {
 // messages can wait for each other.
 func TestS74_AMessageForManyKeysHoldsOneLockAtATime(t *testing.T) {
 	b := newBus()
-	c := newCache(t, Options[string, int]{MaxCost: small, Shards: 4, Invalidator: b.invalidator()})
+	c := newCache(t, Options[string, int]{MaxCost: small, Shards: 4, Invalidator: calm(b)})
 	require.NoError(t, c.Ready(t.Context()))
 	first, second := "k", ""
 	for i := range 100 {

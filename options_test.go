@@ -124,7 +124,7 @@ func TestOptions_EndedContexts(t *testing.T) {
 	s := newSource()
 	b := newBus()
 	b.setFault(func(int, []byte) [][]byte { return nil }) // never ready
-	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: calm(b)})
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("gone"))
 	require.ErrorIs(t, c.Ready(ctx), context.Canceled)
@@ -232,8 +232,8 @@ func TestClose_ALoaderThatIgnoresItsContext(t *testing.T) {
 func TestClose_WaitsForRunningWrites(t *testing.T) {
 	s := newSource()
 	b := newBus()
-	other := replicas(t, 1, s, b)[0]
-	c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+	other := calmReplicas(t, 1, s, b)[0]
+	c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: calm(b)})
 	require.NoError(t, err)
 	require.NoError(t, c.Ready(t.Context()))
 	s.set("k", 10)
@@ -301,7 +301,7 @@ func TestClose_LeavesNoGoroutine(t *testing.T) {
 	before := len(goroutines())
 	s := newSource()
 	for i := range 20 {
-		c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: newBus().invalidator()})
+		c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: calm(newBus())})
 		require.NoError(t, err)
 		if i%2 == 0 {
 			for j := range 2 * small {

@@ -77,7 +77,7 @@ func TestS18_ADeletionComesAfterTheRowItRemoved(t *testing.T) {
 	absence := func(c *Cache[string, int]) { require.Equal(t, Applied, c.BeginFill("k").Absent(17)) }
 	for name, deletion := range map[string]func(*Cache[string, int]){"message": message, "absence": absence} {
 		t.Run(name, func(t *testing.T) {
-			c := newCache(t, Options[string, int]{MaxCost: small, Invalidator: newBus().invalidator()})
+			c := newCache(t, Options[string, int]{MaxCost: small, Invalidator: calm(newBus())})
 			require.NoError(t, c.Ready(t.Context()))
 			require.Equal(t, Applied, c.Put("k", 10, 17))
 			late := c.BeginFill("k")
@@ -253,7 +253,7 @@ func TestS24_MarksOfEqualHash(t *testing.T) {
 // hears the other.
 func TestS25_TheSchemaIsPartOfTheName(t *testing.T) {
 	b := newBus()
-	inv := b.invalidator()
+	inv := calm(b)
 	blue := newCache(t, Options[string, int]{MaxCost: small, Invalidator: inv})
 	inv.Schema = "2"
 	green := newCache(t, Options[string, int]{MaxCost: small, Invalidator: inv})

@@ -250,9 +250,13 @@ func testDoubt(t *testing.T, fail func() error, deletion, returns bool) {
 	events := make(chan Event, 10)
 	b := newBus()
 	c := newCache(t, Options[string, int]{
-		MaxCost: small, Store: s, Invalidator: b.invalidator(), OnEvent: func(e Event) { events <- e },
+		MaxCost: small, Store: s, Invalidator: calm(b), OnEvent: func(e Event) {
+			if e.Kind == EventUncertain {
+				events <- e
+			}
+		},
 	})
-	other := replicas(t, 1, s, b)[0]
+	other := calmReplicas(t, 1, s, b)[0]
 	require.NoError(t, c.Ready(t.Context()))
 	s.set("k", 10)
 	load(t, c, "k")
@@ -275,12 +279,7 @@ func testDoubt(t *testing.T, fail func() error, deletion, returns bool) {
 	if returns {
 		require.ErrorAs(t, err, &uncertain)
 	} else {
-		for e := range events { // nobody heard the error but the event
-			if e.Kind == EventUncertain {
-				require.ErrorAs(t, e.Err, &uncertain)
-				break
-			}
-		}
+		require.ErrorAs(t, (<-events).Err, &uncertain, "nobody else heard the error")
 	}
 	assert.NotZero(t, uncertain.Op)
 	assert.Equal(t, 1, c.Stats().InDoubt)
@@ -625,7 +624,7 @@ func TestWrite_BaseZeroMeansThatTheKeyMustNotExist(t *testing.T) {
 // Writes are readable here when they return, and told to the other replicas.
 func TestWrite_IsReadableAndTold(t *testing.T) {
 	s := newSource()
-	r := replicas(t, 2, s, newBus())
+	r := calmReplicas(t, 2, s, newBus())
 	s.set("k", 10)
 	load(t, r[1], "k")
 	update(t, r[0], "k", func(v int) int { return v + 1 })
@@ -739,7 +738,7 @@ func TestWrite_CallbacksThatPanic(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newSource()
 			b := newBus()
-			o.MaxCost, o.Store, o.Invalidator = small, s, b.invalidator()
+			o.MaxCost, o.Store, o.Invalidator = small, s, calm(b)
 			if name == "KeyCodec" {
 				o.Invalidator.Schema = "of its own" // what others send it cannot read
 			}
