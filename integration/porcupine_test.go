@@ -95,14 +95,15 @@ type memory struct {
 	rows map[string]register
 	ops  map[tidemark.OpID]tidemark.Version
 	past map[string][]register
-	lose int // one in so many; 0 for none
+	vals map[string][]int // of the states in past
+	lose int              // one in so many; 0 for none
 }
 
 func newMemory(keys []string, lose int) *memory {
-	m := &memory{rows: map[string]register{}, ops: map[tidemark.OpID]tidemark.Version{}, past: map[string][]register{}, lose: lose}
+	m := &memory{rows: map[string]register{}, ops: map[tidemark.OpID]tidemark.Version{}, past: map[string][]register{}, vals: map[string][]int{}, lose: lose}
 	for _, k := range keys {
 		m.rows[k] = register{version: 1}
-		m.past[k] = []register{{version: 1}}
+		m.past[k], m.vals[k] = []register{{version: 1}}, []int{1}
 	}
 	return m
 }
@@ -114,25 +115,26 @@ func (m *memory) Load(_ context.Context, key string) (int, tidemark.Version, err
 	linger()
 	m.mu.Lock()
 	r := m.rows[key]
+	value := m.valueLocked(key, r.version)
 	m.mu.Unlock()
 	linger()
 	if r.absent {
 		return 0, r.version, tidemark.ErrNotFound
 	}
-	return int(r.version), r.version, nil
+	return value, r.version, nil
 }
 
-func (m *memory) CompareAndSet(_ context.Context, key string, base tidemark.Version, _ int, op tidemark.OpID) (tidemark.Version, error) {
-	return m.write(key, base, false, op)
+func (m *memory) CompareAndSet(_ context.Context, key string, base tidemark.Version, value int, op tidemark.OpID) (tidemark.Version, error) {
+	return m.write(key, base, value, false, op)
 }
 
 func (m *memory) CompareAndDelete(_ context.Context, key string, base tidemark.Version, op tidemark.OpID) (tidemark.Version, error) {
-	return m.write(key, base, true, op)
+	return m.write(key, base, 0, true, op)
 }
 
 var errLost = errors.New("the answer was lost")
 
-func (m *memory) write(key string, base tidemark.Version, absent bool, op tidemark.OpID) (tidemark.Version, error) {
+func (m *memory) write(key string, base tidemark.Version, value int, absent bool, op tidemark.OpID) (tidemark.Version, error) {
 	linger()
 	defer linger()
 	m.mu.Lock()
@@ -148,7 +150,7 @@ func (m *memory) write(key string, base tidemark.Version, absent bool, op tidema
 	if current != base {
 		return 0, &tidemark.ConflictError{Current: m.rows[key].version}
 	}
-	r := m.commitLocked(key, absent)
+	r := m.commitLocked(key, value, absent)
 	m.ops[op] = r.version
 	if lost {
 		return 0, errLost // on the way back
@@ -156,12 +158,21 @@ func (m *memory) write(key string, base tidemark.Version, absent bool, op tidema
 	return r.version, nil
 }
 
-func (m *memory) commitLocked(key string, absent bool) register {
+func (m *memory) commitLocked(key string, value int, absent bool) register {
 	r := register{m.rows[key].version + 1, absent}
 	m.rows[key] = r
-	m.past[key] = append(m.past[key], r)
+	m.past[key], m.vals[key] = append(m.past[key], r), append(m.vals[key], value)
 	return r
 }
+
+// value returns what was committed at version v; 0 if that was a deletion.
+func (m *memory) value(key string, v tidemark.Version) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.valueLocked(key, v)
+}
+
+func (m *memory) valueLocked(key string, v tidemark.Version) int { return m.vals[key][v-1] }
 
 func (m *memory) Outcome(_ context.Context, _ string, op tidemark.OpID) (tidemark.Version, bool, error) {
 	m.mu.Lock()
@@ -175,7 +186,7 @@ func (m *memory) commit(key string) register {
 	linger()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.commitLocked(key, false)
+	return m.commitLocked(key, rand.Int(), false)
 }
 
 // old returns a state that was committed some time ago.
@@ -252,7 +263,7 @@ func perform(t *testing.T, c subject, m *memory, r *rand.Rand, in *input, storeW
 		in.op = "hint"
 		old := m.old(in.key)
 		if !old.absent {
-			c.Put(in.key, int(old.version), old.version)
+			c.Put(in.key, m.value(in.key, old.version), old.version)
 		}
 		return output{}, true
 	case n < 78:
@@ -266,7 +277,7 @@ func perform(t *testing.T, c subject, m *memory, r *rand.Rand, in *input, storeW
 	case !storeWrites:
 		in.op = "write"
 		now := m.commit(in.key)
-		c.Put(in.key, int(now.version), now.version)
+		c.Put(in.key, m.value(in.key, now.version), now.version)
 		return output{state: now}, true
 	default:
 		return writeThrough(t, c, m, r, in)

@@ -127,19 +127,19 @@ func (k tideKey) offer(s tideStep, o tidemark.Outcome) bool {
 type tideSubject interface {
 	subject
 	Update(ctx context.Context, key string, fn func(tidemark.Entry[int]) (int, error)) (tidemark.Entry[int], error)
-	Fill(key string, read func() register) tidemark.Outcome
+	Fill(key string, read func() (int, register)) tidemark.Outcome
 }
 
 // filled adds Fill to a cache.
 type filled struct{ *tidemark.Cache[string, int] }
 
-func (c filled) Fill(key string, read func() register) tidemark.Outcome {
+func (c filled) Fill(key string, read func() (int, register)) tidemark.Outcome {
 	f := c.BeginFill(key)
-	r := read()
+	value, r := read()
 	if r.absent {
 		return f.Absent(r.version)
 	}
-	return f.Commit(int(r.version), r.version)
+	return f.Commit(value, r.version)
 }
 
 // A tideClient records what one goroutine does.
@@ -167,12 +167,10 @@ func (c *tideClient) record(begin int64, out any, steps ...tideStep) {
 // returned records a read, and checks that the state was committed so.
 func (c *tideClient) returned(begin int64, key string, e tidemark.Entry[int], ops ...string) {
 	c.memory.mu.Lock()
-	r := c.memory.past[key][e.Version-1]
+	r, value := c.memory.past[key][e.Version-1], c.memory.valueLocked(key, e.Version)
 	c.memory.mu.Unlock()
 	assert.Equal(c.t, r.absent, e.Absent, "%s@%d", key, e.Version)
-	if !e.Absent {
-		assert.Equal(c.t, int(e.Version), e.Value, "%s@%d", key, e.Version)
-	}
+	assert.Equal(c.t, value, e.Value, "%s@%d", key, e.Version)
 	for _, op := range ops {
 		c.record(begin, nil, tideStep{key: key, op: op, v: e.Version})
 	}
@@ -195,7 +193,7 @@ func (c *tideClient) step() {
 		c.returned(begin, key, e, "serve", "fresh")
 	case n < 62:
 		if r := c.memory.old(key); !r.absent {
-			o := c.cache.Put(key, int(r.version), r.version)
+			o := c.cache.Put(key, c.memory.value(key, r.version), r.version)
 			c.record(begin, o, tideStep{key: key, op: "offer", v: r.version})
 		}
 	case n < 67:
@@ -223,14 +221,15 @@ func (c *tideClient) step() {
 func (c *tideClient) fill(key string) {
 	var begin int64
 	var r register
-	o := c.cache.Fill(key, func() register {
+	o := c.cache.Fill(key, func() (value int, _ register) {
 		linger()
 		c.memory.mu.Lock()
 		r = c.memory.rows[key]
+		value = c.memory.valueLocked(key, r.version)
 		c.memory.mu.Unlock()
 		linger()
 		begin = c.now()
-		return r
+		return value, r
 	})
 	c.record(begin, o, tideStep{key: key, op: "offer", v: r.version})
 }
@@ -245,7 +244,7 @@ func (c *tideClient) update(key string) {
 		if cur.Absent {
 			base = 0
 		}
-		return int(cur.Version) + 1, nil // the value of a state is its version
+		return c.rng.Int(), nil
 	})
 	c.written(begin, key, base, false, e, err)
 }
@@ -258,7 +257,7 @@ func (c *tideClient) write(key string) {
 	}
 	c.returned(begin, key, e, "serve")
 	begin = c.now()
-	base, next, gone := e.Version, int(e.Version)+1, c.rng.IntN(5) == 0 && !e.Absent
+	base, next, gone := e.Version, c.rng.Int(), c.rng.IntN(5) == 0 && !e.Absent
 	var err error
 	if e.Absent {
 		base = 0
@@ -479,8 +478,8 @@ func (c *toy) Put(key string, value int, v tidemark.Version) tidemark.Outcome {
 	return tidemark.Applied
 }
 
-func (c *toy) Fill(key string, read func() register) tidemark.Outcome {
-	r := read()
+func (c *toy) Fill(key string, read func() (int, register)) tidemark.Outcome {
+	_, r := read()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.keys[key].raiseLocked(r.version, true)
@@ -519,15 +518,15 @@ func (c *toy) InvalidateAll(context.Context) error {
 
 func (c *toy) CompareAndSet(ctx context.Context, key string, base tidemark.Version, value int) (tidemark.Entry[int], error) {
 	v, err := c.memory.CompareAndSet(ctx, key, base, value, newOp())
-	return c.wrote(key, v, false, err)
+	return c.wrote(key, value, v, false, err)
 }
 
 func (c *toy) Delete(ctx context.Context, key string, base tidemark.Version) (tidemark.Entry[int], error) {
 	v, err := c.memory.CompareAndDelete(ctx, key, base, newOp())
-	return c.wrote(key, v, true, err)
+	return c.wrote(key, 0, v, true, err)
 }
 
-func (c *toy) wrote(key string, v tidemark.Version, absent bool, err error) (tidemark.Entry[int], error) {
+func (c *toy) wrote(key string, value int, v tidemark.Version, absent bool, err error) (tidemark.Entry[int], error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var conflict *tidemark.ConflictError
@@ -540,7 +539,7 @@ func (c *toy) wrote(key string, v tidemark.Version, absent bool, err error) (tid
 		k.raiseLocked(v, true)
 	}
 	if c.without == "the fence of writes" && err == nil {
-		e := tidemark.Entry[int]{Value: int(v), Version: v, Absent: absent}
+		e := tidemark.Entry[int]{Value: value, Version: v, Absent: absent}
 		k.entry = &e
 	}
 	return tidemark.Entry[int]{Version: v, Absent: absent}, err
