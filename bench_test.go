@@ -198,7 +198,7 @@ func (s *benchStore) CompareAndSet(_ context.Context, key string, base Version, 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if have := s.versions[key]; have != base {
-		return 0, &ConflictError{Current: have}
+		return 0, &ConflictError{Current: have, Absent: have == 0}
 	}
 	s.versions[key]++
 	return s.versions[key], nil

@@ -49,7 +49,7 @@ func (contract) values() {
 	_ = []error{
 		tidemark.ErrNotFound, tidemark.ErrClosed, tidemark.ErrStale, tidemark.ErrNoStore, tidemark.ErrNoLoader,
 		tidemark.ErrUnavailable, tidemark.ErrTooLarge,
-		&tidemark.ConflictError{Current: 1}, &tidemark.LoadError{}, &tidemark.UncertainError{}, &tidemark.OptionError{},
+		&tidemark.ConflictError{Current: 1, Absent: true}, &tidemark.KeysError[string]{}, &tidemark.LoadError{}, &tidemark.UncertainError{}, &tidemark.OptionError{},
 	}
 	var _ tidemark.OpID = [16]byte{}
 	var fill tidemark.Fill[string, int]

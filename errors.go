@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
+	"strings"
 	"sync"
 )
 
@@ -59,13 +62,24 @@ var (
 // A ConflictError reports a write that was refused because its base was not the
 // key's current version. Nothing was changed.
 type ConflictError struct {
-	// Current is the version that the store holds; zero if it has no such key
-	// or did not say.
+	// Current is the version of the state that the store holds, the deletion's
+	// if Absent; zero if the store did not say, or never had the key.
 	Current Version
+
+	// Absent means that the store has no such key, so that only a write of base
+	// 0 can succeed.
+	Absent bool
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("tidemark: conflict: the store is at version %d", e.Current)
+	switch {
+	case !e.Absent:
+		return fmt.Sprintf("tidemark: conflict: the store is at version %d", e.Current)
+	case e.Current == 0:
+		return "tidemark: conflict: the store has no such key"
+	default:
+		return fmt.Sprintf("tidemark: conflict: the store has no such key, as of version %d", e.Current)
+	}
 }
 
 // A LoadError reports that the Loader failed. Failures are not cached. It holds
@@ -78,6 +92,40 @@ func (e *LoadError) Error() string { return "tidemark: load: " + e.Err.Error() }
 
 // Unwrap returns Err.
 func (e *LoadError) Unwrap() error { return e.Err }
+
+// A KeysError reports the keys of one LoadMany that failed. Its text holds no
+// key, because keys may be personal data.
+type KeysError[K comparable] struct {
+	Failed map[K]error // what Load would have returned for each; not empty
+}
+
+func (e *KeysError[K]) Error() string {
+	causes := e.Unwrap()
+	texts := make([]string, len(causes))
+	for i, err := range causes {
+		texts[i] = err.Error()
+	}
+	slices.Sort(texts)
+	texts = slices.Compact(texts)
+	return fmt.Sprintf("tidemark: keys that failed: %d: %s", len(e.Failed), strings.Join(texts, "; "))
+}
+
+// Unwrap returns the errors in Failed, each once where keys share it, as those
+// of one bulk load do.
+func (e *KeysError[K]) Unwrap() []error {
+	var causes []error
+	seen := map[error]bool{}
+	for _, err := range e.Failed {
+		if reflect.ValueOf(err).Comparable() {
+			if seen[err] {
+				continue
+			}
+			seen[err] = true
+		}
+		causes = append(causes, err)
+	}
+	return causes
+}
 
 // A PanicError is a panic in a callback, contained. A callback that ended its
 // goroutine with runtime.Goexit has Value "runtime.Goexit".

@@ -227,7 +227,12 @@ func TestErrors_CancelledContext(t *testing.T) {
 func TestErrors_Text(t *testing.T) {
 	cause := errors.New("cause")
 	assert.Equal(t, "tidemark: conflict: the store is at version 7", (&ConflictError{Current: 7}).Error())
+	assert.Equal(t, "tidemark: conflict: the store has no such key", (&ConflictError{Absent: true}).Error())
+	assert.Equal(t, "tidemark: conflict: the store has no such key, as of version 7", (&ConflictError{Current: 7, Absent: true}).Error())
 	require.ErrorIs(t, &LoadError{Err: cause}, cause)
+	failed := &KeysError[string]{Failed: map[string]error{"a": cause, "b": cause, "c": ErrClosed}}
+	assert.Equal(t, "tidemark: keys that failed: 3: cause; tidemark: closed", failed.Error())
+	assert.ElementsMatch(t, []error{cause, ErrClosed}, failed.Unwrap())
 	uncertain := &UncertainError{Err: cause}
 	require.ErrorIs(t, uncertain, cause)
 	_, _, err := uncertain.Wait(t.Context())

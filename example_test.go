@@ -57,7 +57,7 @@ func (a *accounts) write(key string, base tidemark.Version, next account, op tid
 		current = 0
 	}
 	if current != base {
-		return 0, &tidemark.ConflictError{Current: have.version}
+		return 0, &tidemark.ConflictError{Current: have.version, Absent: current == 0}
 	}
 	next.version = have.version + 1
 	a.rows[key], a.ops[op] = next, next.version

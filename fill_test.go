@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -959,6 +961,11 @@ func TestS15_EachKeyOfABulkLoadHasItsOwnAnswer(t *testing.T) {
 	require.ErrorIs(t, err, ErrIncomplete)
 	require.ErrorIs(t, err, ErrNoVersion)
 	require.NotErrorIs(t, err, ErrNotFound)
+	var failed *KeysError[string]
+	require.ErrorAs(t, err, &failed)
+	assert.ElementsMatch(t, []string{"failed", "torn", "none", "unsaid"}, slices.Collect(maps.Keys(failed.Failed)))
+	require.ErrorIs(t, failed.Failed["unsaid"], ErrIncomplete)
+	assert.NotContains(t, err.Error(), "unsaid", "a key may be personal data")
 
 	served(t, c, "value", 7, "loaded")
 	for key, version := range map[string]Version{"absent": 3, "deleted": 4} {

@@ -117,7 +117,7 @@ func (s *source) write(ctx context.Context, key string, base Version, r row, op 
 	}
 	if current != base {
 		s.mu.Unlock()
-		return 0, fmt.Errorf("source: %w", &ConflictError{Current: have.version})
+		return 0, fmt.Errorf("source: %w", &ConflictError{Current: have.version, Absent: !ok || have.absent})
 	}
 	v := s.putLocked(key, r)
 	s.done[op] = v

@@ -409,8 +409,8 @@ func (c *Cache[K, V]) loadError(err error) error {
 
 // LoadMany is Load for many keys at once. Keys that the source does not have
 // are missing from the map. If some keys fail the map holds the others, and the
-// error joins what Load would have returned for the failed ones, each error
-// once.
+// error is a [*KeysError] that says, for each key that failed, what Load would
+// have returned.
 //
 // Keys that memory does not have are read by one call of LoadMany if the Loader
 // is a [BulkLoader], and by single loads side by side otherwise; in both cases
@@ -419,7 +419,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 	found := make([]find[K, V], 0, len(keys))
 	var waiting []boarded[K, V]
 	var own []*flight[K, V]
-	var failed failures
+	failed := map[K]error{}
 	asked := make(map[K]struct{}, len(keys))
 	for _, key := range keys {
 		if _, again := asked[key]; again {
@@ -437,7 +437,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		hit, f, mine, err := c.board(ctx, w)
 		switch {
 		case err != nil:
-			failed.add(err)
+			failed[key] = err
 		case hit != nil:
 			found = append(found, c.found(hit))
 		default:
@@ -454,12 +454,15 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 			e, err = c.await(ctx, b.waiter)
 		}
 		if err != nil && !errors.Is(err, ErrNotFound) {
-			failed.add(err)
+			failed[b.waiter.key] = err
 			continue
 		}
 		found = append(found, find[K, V]{b.waiter.key, e, c.now()})
 	}
-	return gather(found, c.now()), errors.Join(failed.all...)
+	if len(failed) > 0 {
+		return gather(found, c.now()), &KeysError[K]{Failed: failed}
+	}
+	return gather(found, c.now()), nil
 }
 
 // A boarded is a waiter and the flight it waits for.
@@ -493,26 +496,6 @@ func gather[K comparable, V any](found []find[K, V], now int64) map[K]Entry[V] {
 		}
 	}
 	return all
-}
-
-// failures collects errors; a failed bulk load fails all its keys with one and
-// the same, which counts once.
-type failures struct {
-	all    []error
-	shared map[*LoadError]bool
-}
-
-func (f *failures) add(err error) {
-	if load, ok := err.(*LoadError); ok {
-		if f.shared[load] {
-			return
-		}
-		if f.shared == nil {
-			f.shared = map[*LoadError]bool{}
-		}
-		f.shared[load] = true
-	}
-	f.all = append(f.all, err)
 }
 
 // start runs flights that were begun for one call: in one bulk load if that is

@@ -202,13 +202,13 @@ func TestLoad_MaxLoads(t *testing.T) {
 		const places = 3
 		s := newSource()
 		c := newCache(t, Options[string, int]{
-			MaxCost: small, Shards: 1, Loader: bulkSource{s}, MaxLoads: places, LoadTimeout: 10 * time.Second,
+			MaxCost: small, Shards: 1, Loader: bulkSource{s}, MaxLoads: places, LoadTimeout: time.Second,
 		})
 		var running, most atomic.Int32
 		s.beforeLoad = func(ctx context.Context, _ string) error {
 			most.Store(max(most.Load(), running.Add(1)))
 			defer running.Add(-1)
-			time.Sleep(4 * time.Second)
+			time.Sleep(400 * time.Millisecond)
 			return ctx.Err()
 		}
 		var readers []<-chan result
@@ -225,7 +225,7 @@ func TestLoad_MaxLoads(t *testing.T) {
 			case errors.Is(err, ErrUnavailable):
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				refused++
-			default: // began after eight seconds, and had two left
+			default: // began after 800 ms, and had 200 left
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				failed++
 			}
@@ -827,6 +827,7 @@ func TestTTL_EntryTTLSeesTheEntry(t *testing.T) {
 				return time.Duration(e.Value) * time.Second * time.Duration(len(key))
 			},
 		})
+		time.Sleep(drainEvery / 2) // so that no sweep comes at the moment when something expires
 		s.set("kk", 3)
 		s.set("gone", 1)
 		s.remove("gone")

@@ -215,7 +215,7 @@ func (l *ledger) apply(w lateWrite) (Version, error) {
 	have := l.currentLocked(w.key)
 	if have.base() != w.base {
 		l.shown[w.key] = l.shown[w.key].later(have.mark)
-		return 0, &ConflictError{Current: have.mark.version}
+		return 0, &ConflictError{Current: have.mark.version, Absent: have.mark.absent}
 	}
 	v := l.commitLocked(w.key, w.value, w.absent).mark.version
 	l.done[w.op] = v

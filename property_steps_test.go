@@ -569,7 +569,7 @@ func (w *world) written(t *rapid.T, wr *writing, o *operation) {
 		if s.base() == wr.last.Version && s.mark.absent == wr.last.Absent {
 			t.Fatalf("%s: write of %s on %+v: %v", v.name, key, wr.last, wr.err)
 		}
-		v.see(key, mark{version: conflict.Current})
+		v.see(key, s.mark)
 	case errors.Is(wr.err, ErrUnavailable):
 		if o.fate != refused {
 			t.Fatalf("%s: write of %s: %v", v.name, key, wr.err)

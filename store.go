@@ -214,7 +214,7 @@ func (c *Cache[K, V]) settle(w *write[K, V], version Version, err error) (Entry[
 		return none, fmt.Errorf("%w: the store put version %d after %d", ErrNoVersion, version, w.base)
 	case errors.As(err, &conflict) && conflict != nil:
 		c.stats.conflicts.Add(1)
-		c.apply(w.key, w.hash, mark{version: conflict.Current}, byWrite)
+		c.apply(w.key, w.hash, mark{conflict.Current, conflict.Absent}, byWrite)
 		return none, err
 	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrNoStore):
 		return none, err

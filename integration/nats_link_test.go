@@ -254,7 +254,7 @@ func (l *ledger) write(key string, base tidemark.Version, a account, op tidemark
 		current = 0
 	}
 	if current != base {
-		return 0, &tidemark.ConflictError{Current: have.version}
+		return 0, &tidemark.ConflictError{Current: have.version, Absent: current == 0}
 	}
 	v := l.putLocked(key, a)
 	l.done[op] = v

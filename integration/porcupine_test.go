@@ -148,7 +148,7 @@ func (m *memory) write(key string, base tidemark.Version, value int, absent bool
 		current = 0
 	}
 	if current != base {
-		return 0, &tidemark.ConflictError{Current: m.rows[key].version}
+		return 0, &tidemark.ConflictError{Current: m.rows[key].version, Absent: m.rows[key].absent}
 	}
 	r := m.commitLocked(key, value, absent)
 	m.ops[op] = r.version

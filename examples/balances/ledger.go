@@ -68,7 +68,7 @@ func (l *ledger) write(account string, base tidemark.Version, next row, op tidem
 		current = 0
 	}
 	if current != base {
-		return 0, &tidemark.ConflictError{Current: have.version}
+		return 0, &tidemark.ConflictError{Current: have.version, Absent: current == 0}
 	}
 	next.version = have.version + 1
 	l.rows[account], l.ops[op] = next, next.version

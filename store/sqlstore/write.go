@@ -200,14 +200,14 @@ func (t *table) state(ctx context.Context, tx *sql.Tx, c change, lost bool) (tid
 	var made sql.NullInt64
 	err := tx.QueryRowContext(ctx, t.sql.state, c.op[:], c.key).Scan(&version, &deleted, &made)
 	switch {
-	case errors.Is(err, sql.ErrNoRows), err == nil && lost && deleted && !made.Valid:
-		return 0, &tidemark.ConflictError{}
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, &tidemark.ConflictError{Absent: true}
 	case err != nil:
 		return 0, err
 	case made.Valid:
 		return 0, errMade
 	case lost:
-		return 0, &tidemark.ConflictError{Current: tidemark.Version(version)}
+		return 0, &tidemark.ConflictError{Current: tidemark.Version(version), Absent: deleted}
 	default:
 		return tidemark.Version(version), nil
 	}

@@ -104,11 +104,11 @@ func TestWrite_LosesWhenItChangesNoRow(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		state []driver.Value // nil: the row does not exist
-		want  tidemark.Version
+		want  tidemark.ConflictError
 	}{
-		{"to another version", []driver.Value{int64(9), false, nil}, 9},
-		{"to a deletion", []driver.Value{int64(9), true, nil}, 0},
-		{"to nothing at all", nil, 0},
+		{"to another version", []driver.Value{int64(9), false, nil}, tidemark.ConflictError{Current: 9}},
+		{"to a deletion", []driver.Value{int64(9), true, nil}, tidemark.ConflictError{Current: 9, Absent: true}},
+		{"to nothing at all", nil, tidemark.ConflictError{Absent: true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f, store := newFake(t, SQLite)
@@ -116,7 +116,7 @@ func TestWrite_LosesWhenItChangesNoRow(t *testing.T) {
 			_, err := store.CompareAndSet(t.Context(), "k", 6, "v", op)
 			var lost *tidemark.ConflictError
 			require.ErrorAs(t, err, &lost)
-			assert.Equal(t, tt.want, lost.Current)
+			assert.Equal(t, tt.want, *lost)
 			assert.Zero(t, f.count("commit"))
 			assert.Zero(t, f.count("record"))
 			assert.Equal(t, 1, f.count("rollback"))

@@ -415,8 +415,10 @@ func (m *memory) conflict(name string) error {
 		m.rows[name] = row{r.value, r.version + 1, r.live, r.op}
 	case m.flaw == conflictIsUnavailable:
 		return fmt.Errorf("memory: %w", tidemark.ErrUnavailable)
-	case m.flaw == conflictIsUnnamed, !r.live && m.flaw != conflictNamesDeletion:
+	case m.flaw == conflictIsUnnamed:
 		return &tidemark.ConflictError{}
+	case m.flaw == conflictNamesDeletion: // as if it were a row
+		return &tidemark.ConflictError{Current: r.version}
 	}
-	return &tidemark.ConflictError{Current: r.version}
+	return &tidemark.ConflictError{Current: r.version, Absent: !r.live}
 }

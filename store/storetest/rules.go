@@ -93,7 +93,7 @@ func baseThatNeverWasConflicts(p *probe) {
 
 	absent := p.key("absent")
 	_, err := p.store.CompareAndSet(p.ctx, absent, 1, "first", newOp())
-	p.wantConflict(err, 0)
+	p.wantConflictAbsent(err, 0)
 	p.wantAbsent(absent, 0)
 }
 
@@ -147,7 +147,7 @@ func writeToDeletedKeyConflicts(p *probe) {
 	d := p.remove(k, v)
 	for _, base := range []tidemark.Version{v, d} {
 		_, err := p.store.CompareAndSet(p.ctx, k, base, "second", newOp())
-		p.wantConflict(err, 0)
+		p.wantConflictAbsent(err, d)
 	}
 	p.wantAbsent(k, d)
 }
@@ -167,7 +167,7 @@ func deleteOfAbsentKeyConflicts(p *probe) {
 	absent := p.key("absent")
 	for _, base := range []tidemark.Version{0, 1} {
 		_, err := p.store.CompareAndDelete(p.ctx, absent, base, newOp())
-		p.wantConflict(err, 0)
+		p.wantConflictAbsent(err, 0)
 	}
 	p.wantAbsent(absent, 0)
 
@@ -176,7 +176,7 @@ func deleteOfAbsentKeyConflicts(p *probe) {
 	d := p.remove(deleted, v)
 	for _, base := range []tidemark.Version{0, v, d} {
 		_, err := p.store.CompareAndDelete(p.ctx, deleted, base, newOp())
-		p.wantConflict(err, 0)
+		p.wantConflictAbsent(err, d)
 	}
 	p.wantAbsent(deleted, d)
 }

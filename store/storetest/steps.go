@@ -82,8 +82,27 @@ func (p *probe) wantConflict(err error, current tidemark.Version) {
 	if errors.Is(err, tidemark.ErrUnavailable) {
 		p.fatalf("a conflict wraps ErrUnavailable: %v", err)
 	}
-	if conflict.Current != current {
-		p.fatalf("the conflict names version %d, want %d", conflict.Current, current)
+	if conflict.Current != current || conflict.Absent {
+		p.fatalf("the conflict says %q, want version %d", conflict, current)
+	}
+}
+
+// wantConflictAbsent demands that err is a conflict with the absence of the key:
+// deletion is the version of its deletion, which the store need not name, or 0.
+func (p *probe) wantConflictAbsent(err error, deletion tidemark.Version) {
+	p.Helper()
+	var conflict *tidemark.ConflictError
+	if !errors.As(err, &conflict) {
+		p.fatalf("error %v, want a *ConflictError", err)
+	}
+	if errors.Is(err, tidemark.ErrUnavailable) {
+		p.fatalf("a conflict wraps ErrUnavailable: %v", err)
+	}
+	if !conflict.Absent {
+		p.fatalf("the conflict does not say that the key is absent: %v", conflict)
+	}
+	if conflict.Current != 0 && conflict.Current != deletion {
+		p.fatalf("the conflict names version %d, want that of the deletion, %d, or none", conflict.Current, deletion)
 	}
 }
 
