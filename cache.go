@@ -53,8 +53,8 @@ type Cache[K comparable, V any] struct {
 // New returns a cache. All mistakes in o are reported at once; errors.As finds
 // them as [*OptionError].
 //
-// The cache owns three goroutines, for admission and eviction, and three more
-// if it has an Invalidator; Close ends them. New does not wait for the network:
+// The cache owns three goroutines, for admission and eviction, and at least two
+// more if it has an Invalidator; Close ends them. New does not wait for the network:
 // until the first hello has come back through the Invalidator, every read goes
 // to the source.
 func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
@@ -179,7 +179,8 @@ func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
 // cache with nothing to load from takes the Put's word then.
 //
 // Put makes no promise that version is still the newest: that is the caller's
-// knowledge. It is not broadcast.
+// knowledge. It is not broadcast. A Put of version 0 is word that the key has
+// changed, as Invalidate with version 0 is: Unproven, and the entry is gone.
 //
 // Putting a present key allocates one object.
 func (c *Cache[K, V]) Put(key K, value V, version Version) Outcome {

@@ -184,9 +184,10 @@ func (e *UncertainError) Wait(ctx context.Context) (v Version, committed bool, e
 	}
 }
 
-// An OptionError is one mistake in an Options value. New joins all of them.
+// An OptionError is one mistake in an Options value, or in another argument. New
+// joins all of them.
 type OptionError struct {
-	Field   string // "MaxCost"
+	Field   string // "MaxCost"; "K" for the type of the keys
 	Problem string // "is -1, want >= 0"
 }
 
@@ -198,5 +199,5 @@ type DoubtError struct {
 }
 
 func (e *DoubtError) Error() string {
-	return fmt.Sprintf("tidemark: closed with %d writes in doubt", e.Writes)
+	return fmt.Sprintf("tidemark: closed with writes in doubt: %d", e.Writes)
 }

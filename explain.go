@@ -24,7 +24,7 @@ type Explanation struct {
 	Policy  string        // window, queued or offered: where admission has it
 
 	// TideMark is the highest mark known of the key. If Shared, it is the
-	// highest of several keys that share a slot, and at most this key's.
+	// highest of several keys that share a slot: this key's is not above it.
 	TideMark Version
 	Deleted  bool          // the mark is a deletion
 	SetBy    string        // what set it: load, put, fill, write, invalidate, message, nothing
@@ -103,11 +103,14 @@ func (x Explanation) String() string {
 	if x.Shared {
 		say(" (perhaps of another key)")
 	}
+	if x.Blind {
+		say("; changed without a version, so that a bare Put proves nothing")
+	}
 	if x.Fences > 0 {
-		say("; %d operations under way", x.Fences)
+		say("; operations under way: %d", x.Fences)
 	}
 	if x.InDoubt > 0 {
-		say("; %d writes in doubt", x.InDoubt)
+		say("; writes in doubt: %d", x.InDoubt)
 	}
 	return b.String()
 }

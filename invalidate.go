@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,14 +69,18 @@ type Invalidator struct {
 	Log  Log
 
 	// Beat is how often a replica says hello. A replica that has not heard its
-	// own hello for three beats considers itself cut off. Zero means 1s.
+	// own hello for three beats considers itself cut off. Zero means 1s; the
+	// least is 5ms.
 	Beat time.Duration
 
 	// mistake is what was wrong with the arguments that made this value.
 	mistake *OptionError
 }
 
-const defaultBeat = time.Second
+const (
+	defaultBeat = time.Second
+	minBeat     = 5 * time.Millisecond // less would be a flood, and every pause of the scheduler a cut
+)
 
 // connected reports whether there is a transport at all.
 func (inv *Invalidator) connected() bool {
@@ -88,7 +93,7 @@ func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
 		return
 	}
 	if inv.connected() && inv.Name == "" {
-		bad("Invalidator.Name", "is empty")
+		bad("Invalidator.Name", "is required")
 	}
 	if !inv.connected() && inv.Name != "" {
 		bad("Invalidator", "has a Name, but neither Hint nor Log")
@@ -99,8 +104,8 @@ func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
 	if isNil(inv.Log) {
 		bad("Invalidator.Log", "holds a nil %T", inv.Log)
 	}
-	if inv.Beat < 0 {
-		bad("Invalidator.Beat", "is %v, want >= 0", inv.Beat)
+	if inv.Beat != 0 && inv.Beat < minBeat {
+		bad("Invalidator.Beat", "is %v, want 0 or at least %v", inv.Beat, minBeat)
 	}
 }
 
@@ -132,6 +137,7 @@ type replica[K comparable, V any] struct {
 	mu    sync.Mutex // guards everything below and in ears; see ear
 	nonce uint64     // of the latest hello
 	ears  []*ear
+	ended bool // the cache is closing: cut off for good
 }
 
 // An ear is one transport as this replica hears it.
@@ -260,7 +266,7 @@ func (r *replica[K, V]) notice() {
 		r.lose(e, "own hello does not come back")
 	}
 	if silent > 0 {
-		r.c.suspect(fmt.Sprintf("%d origins fell silent without a goodbye", silent))
+		r.c.suspect(fmt.Sprintf("origins that fell silent without a goodbye: %d", silent))
 	}
 }
 
@@ -294,7 +300,7 @@ func (r *replica[K, V]) hear(e *ear, nonce uint64) {
 	if fresh {
 		e.heard, e.since = r.c.now(), nonce+1 // a hello proves something once
 	}
-	back := e.deaf && fresh
+	back := e.deaf && fresh && !r.ended
 	if back {
 		e.deaf = false
 		for _, other := range r.ears {
@@ -337,8 +343,8 @@ func (r *replica[K, V]) receive(e *ear, msg []byte) {
 		r.c.emit(Event{Kind: EventForeignMessage, Reason: e.name})
 		return
 	}
-	if gap := r.listen(e, m); gap != "" {
-		r.c.suspect(e.name + ": " + gap)
+	if gap, level := r.listen(e, m); gap != "" {
+		r.c.suspectAt(level, e.name+": "+gap)
 	}
 	if m.Origin == r.out.origin {
 		// What this replica published is in force here since before it was.
@@ -373,12 +379,16 @@ func (r *replica[K, V]) apply(e *ear, entries []wire.Entry) {
 }
 
 // listen records that m was heard, and says if that shows that another message
-// was missed. An origin's first message has number 1.
-func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
+// was missed, and how much of a surprise that is: at every start of a replica
+// the others are heard for the first time. An origin's first message has
+// number 1.
+func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.Level) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := e.origins[m.Origin]
+	level = slog.LevelWarn
 	if v == nil {
+		level = slog.LevelInfo
 		e.forgetOne()
 		v = &voice{}
 		e.origins[m.Origin] = v
@@ -387,7 +397,7 @@ func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
 		gap = fmt.Sprintf("messages %d to %d of origin %x are missing", v.seq+1, m.Seq-1, m.Origin)
 	}
 	if m.Seq <= v.seq {
-		return "" // late or repeated; applying it again is harmless
+		return "", level // late or repeated; applying it again is harmless
 	}
 	v.seq = m.Seq
 	switch now := r.c.now(); {
@@ -400,7 +410,7 @@ func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string) {
 		}
 		v.hello, v.silent = now, false
 	}
-	return gap
+	return gap, level
 }
 
 // forgetOne makes room for another origin, if possible at the cost of one that
@@ -471,6 +481,10 @@ func (r *replica[K, V]) close(ctx context.Context) error {
 	for _, stop := range r.stops {
 		stop()
 	}
+	r.mu.Lock() // a log's reader may still be at work
+	r.ended = true
+	r.c.cutOff()
+	r.mu.Unlock()
 	return err
 }
 
@@ -505,10 +519,12 @@ func (c *Cache[K, V]) holdLagging() {
 }
 
 // suspect makes every entry suspect.
-func (c *Cache[K, V]) suspect(reason string) {
+func (c *Cache[K, V]) suspect(reason string) { c.suspectAt(slog.LevelWarn, reason) }
+
+func (c *Cache[K, V]) suspectAt(level slog.Level, reason string) {
 	c.turnEra(func(era uint64) uint64 { return era + eraSuspicion })
 	c.stats.suspicions.Add(1)
-	c.opts.Logger.Warn("tidemark: messages may be missing", "reason", reason)
+	c.opts.Logger.Log(context.Background(), level, "tidemark: messages may be missing", "reason", reason)
 	c.emit(Event{Kind: EventSuspect, Reason: reason})
 }
 

@@ -1434,6 +1434,28 @@ func TestLog_ClosedCacheLeavesNoReader(t *testing.T) {
 	})
 }
 
+// TestLog_AHelloThatComesBackDuringCloseOpensNothing has the reader of a log at
+// work while the cache closes.
+func TestLog_AHelloThatComesBackDuringCloseOpensNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, log := newSource(), newMemLog()
+		src.set("k", 1)
+		c, _ := listener(t, src, log.invalidator())
+		require.NoError(t, c.Ready(t.Context()))
+		hold(t, c, "k")
+		require.NoError(t, c.replica.close(t.Context())) // as Close does, which then ends the reader
+		c.replica.hear(c.replica.ears[0], c.replica.nonce+1)
+		c.replica.lose(c.replica.ears[0], "test")
+		c.replica.hear(c.replica.ears[0], c.replica.nonce+1)
+		assert.True(t, c.Stats().CutOff)
+		requireNotServed(t, c, "k")
+		_, err := c.Load(t.Context(), "k")
+		require.NoError(t, err)
+		requireNotServed(t, c, "k")
+		require.NoError(t, c.Close(t.Context()))
+	})
+}
+
 // TestLogAndHint shows that with both transports each is enough to hear of a
 // change, and that both must be heard.
 func TestLogAndHint(t *testing.T) {

@@ -102,6 +102,7 @@ func (c *Cache[K, V]) load(ctx context.Context, key K, hash uint64, level Level)
 }
 
 func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], error) {
+	var had Version
 	for w.tries < maxTries {
 		hit, f, mine, err := c.board(ctx, w)
 		if err != nil {
@@ -117,11 +118,12 @@ func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], err
 		if ok || err != nil {
 			return e, err
 		}
-		if f.strong && f.id > w.arrived && f.entry.Version != 0 {
+		had = f.entry.Version
+		if f.strong && f.id > w.arrived && had != 0 {
 			break // the source itself has no more than this
 		}
 	}
-	return Entry[V]{Age: -1}, ErrStale
+	return Entry[V]{Age: -1}, fmt.Errorf("%w: want version %d, the source has %d", ErrStale, w.want.version, had)
 }
 
 // land waits for f and reports whether its result satisfies w.

@@ -24,7 +24,7 @@ type NATSOptions struct {
 	Schema string
 
 	// Beat is how often a replica says hello, as in [Invalidator]. Zero
-	// means 1s.
+	// means 1s; the least is 5ms.
 	Beat time.Duration
 }
 
@@ -46,6 +46,8 @@ func NATS(nc *nats.Conn, o NATSOptions) Invalidator {
 	switch {
 	case nc == nil:
 		inv.mistake = &OptionError{"Invalidator", "has a nil *nats.Conn"}
+	case o.Name == "":
+		inv.mistake = &OptionError{"Invalidator.Name", "is required"}
 	case !natsName.MatchString(o.Name):
 		inv.mistake = &OptionError{"Invalidator.Name", fmt.Sprintf("is %q, want letters, digits, '-', '_' and dots", o.Name)}
 	case nc.Opts.NoEcho:
@@ -90,6 +92,11 @@ func (h *natsHint) Publish(ctx context.Context, msg []byte) error {
 	link, past := h.nc.Stats().Reconnects, h.nc.LastError()
 	if err := h.nc.Publish(h.subject, msg); err != nil {
 		return err
+	}
+	if _, bounded := ctx.Deadline(); !bounded { // FlushWithContext insists on one
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, publishTimeout)
+		defer cancel()
 	}
 	if err := h.nc.FlushWithContext(ctx); err != nil {
 		return err

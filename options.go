@@ -38,8 +38,9 @@ type Options[K comparable, V any] struct {
 	Cost func(key K, value V) int64
 
 	// ExpectedEntries sizes the admission sketch and the shards. Zero means
-	// MaxCost if Cost is nil, and MaxCost/256 otherwise, but at most 1<<20. A
-	// wrong guess costs hit ratio or memory (see the README), nothing else.
+	// MaxCost if Cost is nil, and MaxCost/256 otherwise, but at most 1<<20. The
+	// sketch takes 40 to 400 bytes for each, the more the fewer there are, and at
+	// least 48 KiB; a wrong guess costs hit ratio or memory, nothing else.
 	ExpectedEntries int64
 
 	// Shards is the number of shards, rounded up to a power of two, at most
@@ -257,6 +258,9 @@ func (o *Options[K, V]) validate() error {
 	o.validateLoader(bad)
 	if o.RefreshAfter > 0 && o.Loader == nil && o.Store == nil {
 		bad("RefreshAfter", "is set, but there is nothing to load from")
+	}
+	if o.Level == Linearizable && o.Loader == nil && o.Store == nil {
+		bad("Level", "is Linearizable, but there is nothing to load from")
 	}
 	o.Invalidator.validate(bad)
 	if o.Invalidator.connected() && !(&keys[K]{kind: newKeys[K](nil).kind, codec: o.KeyCodec}).encodable() {

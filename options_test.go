@@ -44,7 +44,8 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 		{"Invalidator", nil, []options{{Invalidator: Invalidator{Name: "n"}}}},
 		{"Invalidator.Name", []options{{Invalidator: hint}}, []options{{Invalidator: Invalidator{Hint: newBus()}}}},
 		{"Invalidator.Hint", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: (*bus)(nil)}}}},
-		{"Invalidator.Beat", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: -1}}}},
+		{"Invalidator.Beat", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: -1}}, {Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: minBeat - 1}}}},
+		{"Level", []options{{Level: AtLeast(1)}, {Level: Linearizable, Loader: s}, {Level: Linearizable, Store: s}}, []options{{Level: Linearizable}}},
 		{"none", []options{{}, {NegativeTTL: -1, LoadTimeout: -1, MaxLoads: -1}, {NegativeTTL: 1, TTL: time.Hour}}, nil},
 	}
 	for _, tt := range tests {

@@ -200,8 +200,11 @@ func (o *outbox) shut(ctx context.Context, allKnown bool) error {
 	o.mu.Unlock()
 	err := o.wait(ctx, last)
 	if err != nil {
-		n, all := o.backlog()
-		err = fmt.Errorf("tidemark: closed with %d keys to broadcast (everything: %t): %w", n, all, err)
+		what := "that everything changed"
+		if n, all := o.backlog(); !all {
+			what = fmt.Sprintf("keys that changed: %d", n)
+		}
+		err = fmt.Errorf("tidemark: closed before all was told, %s: %w", what, err)
 	}
 	o.endLife()
 	select {

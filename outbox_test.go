@@ -452,10 +452,10 @@ func TestOutbox_CloseWithADeadTransportSaysWhatIsLeft(t *testing.T) {
 		leave func(o *outbox)
 		want  string
 	}{
-		"one key under way":        {func(o *outbox) { o.add([]byte("k"), at(1)) }, "1 keys"},
-		"one under way, two wait":  {func(o *outbox) { leave(o, 3) }, "3 keys"},
-		"everything":               {func(o *outbox) { o.addAll() }, "everything: true"},
-		"everything and some keys": {func(o *outbox) { leave(o, 2); o.addAll(); leave(o, 1) }, "everything: true"},
+		"one key under way":        {func(o *outbox) { o.add([]byte("k"), at(1)) }, "keys that changed: 1"},
+		"one under way, two wait":  {func(o *outbox) { leave(o, 3) }, "keys that changed: 3"},
+		"everything":               {func(o *outbox) { o.addAll() }, "that everything changed"},
+		"everything and some keys": {func(o *outbox) { leave(o, 2); o.addAll(); leave(o, 1) }, "that everything changed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -503,7 +503,7 @@ func TestOutbox_CloseWithAPublishThatNeverEnds(t *testing.T) {
 		err := o.close(ctx, true)
 		require.ErrorIs(t, err, ErrNotBroadcast)
 		assert.ErrorContains(t, err, "does not end")
-		assert.ErrorContains(t, err, "1 keys")
+		assert.ErrorContains(t, err, "keys that changed: 1")
 		assert.LessOrEqual(t, time.Since(began), time.Second+closeGrace)
 		close(h.release)
 	})
@@ -592,7 +592,7 @@ func TestClose_WithADeadTransportSaysWhatIsLeftAndEndsInTime(t *testing.T) {
 		assert.LessOrEqual(t, time.Since(began), time.Second+closeGrace)
 		require.ErrorIs(t, err, ErrNotBroadcast)
 		assert.ErrorContains(t, err, "no route")
-		assert.ErrorContains(t, err, "1 keys")
+		assert.ErrorContains(t, err, "keys that changed: 1")
 		assert.NotContains(t, err.Error(), "does not end", "no load runs, and the publish has ended")
 		assert.NotContains(t, err.Error(), "writes under way")
 		assert.Equal(t, err, c.Close(t.Context()), "further calls return the same")

@@ -166,6 +166,9 @@ func (w *world) options(t *rapid.T) Options[string, int] {
 		o.Cost = func(_ string, value int) int64 { return int64(1 + value%3) }
 	}
 	if !w.source {
+		if o.Level == Linearizable {
+			o.Level = Any // New refuses it: there is nothing to ask
+		}
 		return o
 	}
 	o.RefreshAfter = rapid.SampledFrom([]time.Duration{0, 0, 30 * time.Millisecond}).Draw(t, "RefreshAfter")

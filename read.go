@@ -25,7 +25,9 @@ var Any = Level{}
 var Linearizable = Level{kind: levelLinearizable}
 
 // AtLeast takes memory's state if its version is at least v, and else the
-// source's. If the source's is older too, the read fails with [ErrStale].
+// source's. If the source's is older too, the read fails with [ErrStale]. An
+// absence that the source reports without a version satisfies it if it was
+// loaded after the read began.
 func AtLeast(v Version) Level { return Level{levelAtLeast, v} }
 
 // admits reports whether an entry in memory can satisfy l.

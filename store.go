@@ -51,7 +51,8 @@ const maxAttempts = 100
 // writes what fn returns, on condition that the state has not changed since. If
 // it has, fn is called again with the state that a strong read returns, up to
 // 100 times; then the last [*ConflictError] is returned. So a decision that fn
-// made on a stale entry is never committed.
+// made on a stale value is never committed. One made on an absence is committed
+// only if the key still, or again, does not exist.
 //
 // fn may be called more than once, sees Absent for a key that does not exist,
 // and must not have side effects. Its error ends Update and is returned as it
@@ -121,10 +122,13 @@ func backOff(ctx context.Context, try int) error {
 // CompareAndSet writes value if the key is at version base in the Store; base 0
 // means that the key must not exist. It returns the new state, or a
 // [*ConflictError] with the current version. The decision that led to value is
-// safe if base is the Version of the Entry that it was made on.
+// safe if base is the Version of the Entry that it was made on, or 0 if that is
+// Absent. Absences are not told apart: a decision on one is committed if the key
+// does not exist at that moment, whatever became of it in between.
 //
 // Other errors: [ErrNoStore], [ErrClosed], [ErrUnavailable] and ctx's if nothing
-// was written; [*UncertainError] if that is not known.
+// was written; [*UncertainError] if that is not known; and [ErrNoVersion] if it
+// was, at a version that is not above base, which no Store may do.
 func (c *Cache[K, V]) CompareAndSet(ctx context.Context, key K, base Version, value V) (Entry[V], error) {
 	return c.write(ctx, &write[K, V]{key: key, base: base, value: value}, func(op OpID) (Version, error) {
 		return c.opts.Store.CompareAndSet(ctx, key, base, value, op)

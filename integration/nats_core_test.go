@@ -961,6 +961,38 @@ func TestNATS_NothingIsDeliveredAfterStop(t *testing.T) {
 	}
 }
 
+// TestNATS_WhatWaitedForStopIsNotDelivered stops a subscription while a message
+// that nats.go has already handed over waits behind the stop.
+func TestNATS_WhatWaitedForStopIsNotDelivered(t *testing.T) {
+	s := natsServer(t, nil)
+	w := newCable(t, s)
+	nc := dial(t, w.url())
+	held, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var calls atomic.Int64
+	stop, err := core(nc).Hint.Subscribe(
+		func([]byte) { calls.Add(1) },
+		func(string) { once.Do(func() { close(held); <-goOn }) })
+	require.NoError(t, err)
+	w.cut()
+	<-held // the report of the cut holds up every other call
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); stop() }()
+	time.Sleep(50 * time.Millisecond) // the stop waits
+	within(t, func() bool { return nc.IsConnected() }, "the link does not come back")
+	sender := core(dial(t, s.ClientURL())).Hint
+	before := nc.Stats().InMsgs
+	within(t, func() bool { // until the server knows of the subscription again
+		require.NoError(t, sender.Publish(t.Context(), []byte("late")))
+		return nc.Stats().InMsgs > before
+	}, "nothing arrives")
+	time.Sleep(50 * time.Millisecond) // the message waits behind it
+	close(goOn)
+	<-stopped
+	time.Sleep(50 * time.Millisecond)
+	assert.Zero(t, calls.Load(), "delivered after stop")
+}
+
 func TestNATS_NotYetConnected(t *testing.T) {
 	l := newLedger()
 	l.set("k", 1)
@@ -1082,6 +1114,38 @@ func TestNATS_Burst(t *testing.T) {
 			healed(t, l, receivers...)
 		})
 	}
+}
+
+// TestNATS_MessageTooLargeForTheServer publishes more keys than a message of this
+// server can name: the replicas are told less, but nothing wrong, and what waits
+// behind it goes out.
+func TestNATS_MessageTooLargeForTheServer(t *testing.T) {
+	l := newLedger()
+	s := natsServer(t, func(o *server.Options) { o.MaxPayload = 4 << 10 })
+	r := joined(t, l, s, 1, core)[0]
+	changed := map[string]tidemark.Version{}
+	for i := range 512 {
+		key := fmt.Sprintf("account:%06d", i)
+		l.set(key, 1)
+		holds(t, key, r)
+		changed[key] = l.set(key, 2)
+	}
+	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[string]{Invalidator: core(dial(t, s.ClientURL()))})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	require.NoError(t, p.InvalidateMany(ctx, changed))
+	within(t, func() bool {
+		for key, v := range changed {
+			if e, ok := r.GetEntry(key); ok && e.Version < v {
+				return false
+			}
+		}
+		return true
+	}, "an old entry is served")
+	require.NoError(t, p.Invalidate(ctx, "account:000000", 2))
+	require.NoError(t, p.Close(ctx))
+	healed(t, l, r)
 }
 
 // TestNATS_ClosesAtOnce closes replicas side by side, several times each, while
