@@ -242,7 +242,8 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 // it: whoever brought it will see it all the same. Across InvalidateAll versions
 // do not compare, so it is word of a change without one, and a mark to Puts
 // only. An absence that cannot be compared with what became known since is
-// shown to nobody, and is no word of anything.
+// shown to nobody if a load has brought it, and is no word of anything; whoever
+// filled by hand has seen it.
 func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], at moment) {
 	m := n.E.mark()
 	switch {
@@ -253,7 +254,7 @@ func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], 
 			return // what is there now, and every fence with it, is no older
 		}
 		m = mark{}
-	case self.cannotCompare(m):
+	case self.cannotCompare(m) && n.E.cause == byLoad:
 		return
 	}
 	s.invalidateLocked(n.Key, n.Hash, m, n.E.cause, at)
@@ -645,11 +646,12 @@ func (c *Cache[K, V]) Close(ctx context.Context) error {
 func (c *Cache[K, V]) close(ctx context.Context) error {
 	c.closed.Store(true)
 	var errs []error
-	if err := c.work.await(ctx); err != nil {
-		errs = append(errs, fmt.Errorf("tidemark: closed with writes under way: %w", err))
+	underWay := c.work.await(ctx)
+	if underWay != nil {
+		errs = append(errs, fmt.Errorf("tidemark: closed with writes under way: %w", underWay))
 	}
 	if c.replica != nil {
-		errs = append(errs, c.replica.close(ctx))
+		errs = append(errs, c.replica.close(ctx, underWay == nil))
 	}
 	c.cutOff() // from here on no entry is served
 	c.endLife()

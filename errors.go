@@ -88,7 +88,7 @@ type LoadError struct {
 	Err error // what the Loader returned; a *PanicError if it panicked
 }
 
-func (e *LoadError) Error() string { return "tidemark: load: " + e.Err.Error() }
+func (e *LoadError) Error() string { return fmt.Sprintf("tidemark: load: %v", e.Err) }
 
 // Unwrap returns Err.
 func (e *LoadError) Unwrap() error { return e.Err }
@@ -134,6 +134,9 @@ type PanicError struct {
 	Stack []byte // of the goroutine that panicked
 }
 
+// errGoexit is what is left of a callback that never returned.
+var errGoexit = &PanicError{Value: "runtime.Goexit"}
+
 func (e *PanicError) Error() string { return fmt.Sprintf("tidemark: callback panicked: %v", e.Value) }
 
 // An UncertainError reports a write whose outcome is not known: it was sent to
@@ -163,7 +166,7 @@ func (d *doubt) settle(v Version, committed bool, err error) {
 }
 
 func (e *UncertainError) Error() string {
-	return "tidemark: write in doubt: " + e.Err.Error()
+	return fmt.Sprintf("tidemark: write in doubt: %v", e.Err)
 }
 
 // Unwrap returns Err.

@@ -518,8 +518,7 @@ func TestS06_AnInstallFencesARefresh(t *testing.T) {
 	load(t, c, "k")
 	l := newLatch(t)
 	s.afterLoad = l.hook
-	served(t, c, "k", 1, "a hit, which starts a refresh")
-	l.wait(t)
+	refreshing(t, c, "k", l)
 	_, err := c.CompareAndSet(t.Context(), "k", 1, 20)
 	require.NoError(t, err)
 	evict(t, c, "k")
@@ -599,12 +598,78 @@ func TestS08_AnAbsenceIsNotCachedOverAnInsert(t *testing.T) {
 			after := loading(t, c, "k", Any)
 			eventually(t, func() bool { st := c.Stats(); return st.Joined == 1 || st.Loads == 2 }, "the second read is on its way")
 			l.release()
-			require.ErrorIs(t, get(t, before).err, ErrNotFound)
+			if r := get(t, before); r.err != nil { // it was there before the insert
+				require.ErrorIs(t, r.err, ErrNotFound)
+				require.Zero(t, version, "what came with a version asks for another load")
+			}
 			assert.Equal(t, 10, value(t, after).Value)
 			idle(t, c)
 			served(t, c, "k", 1, "the value, not the absence")
 		})
 	}
+}
+
+// Version 1 was committed and then deleted, by a source that keeps no version of
+// deletions. A load has seen the deletion when word of version 1 arrives. What it
+// has seen cannot be compared with that, so its reader loads again: if it were
+// shown the absence, somebody who is late could bring version 1 back after it.
+func TestS08_AnOvertakenAbsenceIsLoadedAgain(t *testing.T) {
+	word := func(t *testing.T, c *Cache[string, int]) { require.NoError(t, c.Invalidate(t.Context(), "k", 1)) }
+	for name, tt := range map[string]struct {
+		lagging  bool
+		overtake func(*testing.T, *Cache[string, int])
+		late     func(*Cache[string, int], *Fill[string, int]) Outcome
+	}{
+		"then Put":          {false, word, func(c *Cache[string, int], _ *Fill[string, int]) Outcome { return c.Put("k", 10, 1) }},
+		"then Commit":       {false, word, func(_ *Cache[string, int], f *Fill[string, int]) Outcome { return f.Commit(10, 1) }},
+		"by Put":            {false, func(t *testing.T, c *Cache[string, int]) { require.Equal(t, Applied, c.Put("k", 10, 1)) }, nil},
+		"at a lagging load": {true, word, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLatch(t)
+			var loads atomic.Int32
+			gone := func(ctx context.Context, key string) (int, Version, error) {
+				loads.Add(1)
+				return 0, 0, errors.Join(l.hook(ctx, key), ErrNotFound)
+			}
+			o := Options[string, int]{MaxCost: small, Loader: LoaderFunc[string, int](gone)}
+			if tt.lagging {
+				first := true
+				o.LoaderClass = Lagging(time.Hour)
+				o.Loader = loaderPair[string, int]{LoaderFunc[string, int](func(ctx context.Context, key string) (int, Version, error) {
+					if !first {
+						return 10, 1, nil // another replica of the database, not yet there
+					}
+					first = false
+					return gone(ctx, key)
+				}), gone}
+			}
+			c := newCache(t, o)
+			f := c.BeginFill("k")
+			before := loading(t, c, "k", Any)
+			l.wait(t)
+			tt.overtake(t, c)
+			l.release()
+			require.ErrorIs(t, get(t, before).err, ErrNotFound)
+			assert.EqualValues(t, 2, loads.Load(), "the first absence was not enough")
+			if tt.late != nil {
+				assert.Equal(t, Unproven, tt.late(c, f))
+			}
+			_, err := c.Load(t.Context(), "k")
+			require.ErrorIs(t, err, ErrNotFound, "the reader has seen the deletion of version 1")
+		})
+	}
+}
+
+// An absence that a fill by hand has seen is word of a change for what became
+// known meanwhile: it cannot be compared, and its caller acts on it.
+func TestS08_AFillOfAnOvertakenAbsenceEndsTheEntry(t *testing.T) {
+	c := onSource(t, newSource())
+	f := c.BeginFill("k")
+	require.Equal(t, Applied, c.Put("k", 10, 1))
+	assert.Equal(t, Unproven, f.Absent(0))
+	missing(t, c, "k", "which of the two is newer nobody can say")
+	assert.Equal(t, Unproven, c.Put("k", 10, 1))
 }
 
 // The same for a hand-written fill.

@@ -109,6 +109,14 @@ func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
 	}
 }
 
+// beat returns Beat or its default.
+func (inv *Invalidator) beat() time.Duration {
+	if inv.Beat == 0 {
+		return defaultBeat
+	}
+	return inv.Beat
+}
+
 // cacheID names the cache and its schema in every message.
 func (inv *Invalidator) cacheID() uint64 { return xxhash.Sum64String(inv.Name + "\x00" + inv.Schema) }
 
@@ -170,10 +178,7 @@ const (
 // join connects c to its replicas. c is cut off until the first hello is back.
 func (c *Cache[K, V]) join() error {
 	inv := c.opts.Invalidator
-	r := &replica[K, V]{c: c, beat: inv.Beat}
-	if r.beat == 0 {
-		r.beat = defaultBeat
-	}
+	r := &replica[K, V]{c: c, beat: inv.beat()}
 	c.replica = r
 	c.cutOff()
 	r.out = newOutbox(inv, c.caught, r.collapsed)
@@ -206,6 +211,7 @@ func (r *replica[K, V]) subscribe(e *ear) (stop func(), err error) {
 		if p := recover(); p != nil {
 			err = r.c.caught(p)
 		}
+		err = r.c.readable(err)
 	}()
 	stop, err = r.c.opts.Invalidator.Hint.Subscribe(
 		func(msg []byte) { r.receive(e, msg) },
@@ -456,7 +462,7 @@ func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
 	}()
 	reader, err := r.c.opts.Invalidator.Log.Open(r.c.life, 0)
 	if err != nil {
-		return err
+		return r.c.readable(err)
 	}
 	defer reader.Close()
 	r.lose(e, "opened at the end") // asks for a hello that goes through this reader
@@ -464,7 +470,7 @@ func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
 		seq, msg, err := reader.Next(r.c.life)
 		switch {
 		case err != nil:
-			return err
+			return r.c.readable(err)
 		case last != 0 && seq != last+1:
 			return fmt.Errorf("%w: sequence %d after %d", ErrGap, seq, last)
 		}
@@ -475,17 +481,28 @@ func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
 }
 
 // close publishes what waits, until ctx ends, and ends the subscriptions. With a
-// write in doubt this replica is to the others as one that died in the middle.
-func (r *replica[K, V]) close(ctx context.Context) error {
-	err := r.out.close(ctx, r.c.doubts.Load() == 0)
+// write under way or in doubt this replica is to the others as one that died in
+// the middle.
+func (r *replica[K, V]) close(ctx context.Context, allWritten bool) error {
+	err := r.out.close(ctx, allWritten && r.c.doubts.Load() == 0)
 	for _, stop := range r.stops {
-		stop()
+		r.end(stop)
 	}
 	r.mu.Lock() // a log's reader may still be at work
 	r.ended = true
 	r.c.cutOff()
 	r.mu.Unlock()
 	return err
+}
+
+// end calls stop and contains its panic.
+func (r *replica[K, V]) end(stop func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			_ = r.c.caught(p)
+		}
+	}()
+	stop()
 }
 
 // addStats adds what the replica has counted.
@@ -586,7 +603,8 @@ func (c *Cache[K, V]) parseKey(b []byte) (key K, err error) {
 			err = c.caught(r)
 		}
 	}()
-	return c.keys.decode(b)
+	key, err = c.keys.decode(b)
+	return key, c.readable(err)
 }
 
 // Invalidate says that something other than this cache has changed the key in

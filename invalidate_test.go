@@ -1443,7 +1443,7 @@ func TestLog_AHelloThatComesBackDuringCloseOpensNothing(t *testing.T) {
 		c, _ := listener(t, src, log.invalidator())
 		require.NoError(t, c.Ready(t.Context()))
 		hold(t, c, "k")
-		require.NoError(t, c.replica.close(t.Context())) // as Close does, which then ends the reader
+		require.NoError(t, c.replica.close(t.Context(), true)) // as Close does, which then ends the reader
 		c.replica.hear(c.replica.ears[0], c.replica.nonce+1)
 		c.replica.lose(c.replica.ears[0], "test")
 		c.replica.hear(c.replica.ears[0], c.replica.nonce+1)

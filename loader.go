@@ -49,6 +49,10 @@ type flight[K comparable, V any] struct {
 	id   uint64        // rises with each flight of the shard
 	done chan struct{} // closed when the fields below are final
 
+	// caller is the context of the reader who asked for it, while it is not yet
+	// its turn.
+	caller context.Context
+
 	// Written by the loading goroutine before done is closed, only read after.
 
 	entry Entry[V] // Age counts from began
@@ -60,13 +64,17 @@ type flight[K comparable, V any] struct {
 	overtaken bool
 }
 
-// meets reports whether the flight's result is good enough for w. A strong
-// load's absence without a version is, if what w needs was known when the load
-// began, or w was there before it, and nothing became known while it ran.
+// meets reports whether the flight's result is good enough for w. An absence
+// without a version is if nothing became known while the load ran, and either w
+// needs nothing, or the load is strong and began late enough: what w needs was
+// known then, or w was there before it.
 func (f *flight[K, V]) meets(w *waiter[K, V]) bool {
 	m := mark{f.entry.Version, f.entry.Absent}
+	if m.version != 0 {
+		return !m.before(w.want)
+	}
 	begunLate := f.id > w.arrived || !f.floor.before(w.need)
-	return !m.before(w.want) || m.version == 0 && f.strong && begunLate && !f.overtaken
+	return !f.overtaken && (!m.before(w.want) || f.strong && begunLate)
 }
 
 // A waiter is one read's way through one or more loads.
@@ -88,6 +96,13 @@ type waiter[K comparable, V any] struct {
 	arrived uint64
 	tries   int
 }
+
+// maxRunning bounds the loads of one key that run at once: one that may have
+// begun too early for somebody, and one that began later. Whoever needs a still
+// later one waits, with all others who do, for the next, which begins when one
+// of the two ends. So readers who each need a load of their own, as Linearizable
+// ones do, cannot take the source from other keys.
+const maxRunning = 2
 
 // maxTries is how often a read loads before it gives up with ErrStale. It may
 // join a load that began too early, then a lagging one, and the next is strong
@@ -179,10 +194,23 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 		c.stats.joined.Add(1)
 		return nil, f, false, nil
 	}
+	if p := s.pending[w.key]; p != nil && p.next != nil {
+		w.waitFor(p.next, known)
+		c.stats.joined.Add(1)
+		return nil, p.next, false, nil
+	}
 	if !c.loads.enter() {
 		return nil, nil, false, ErrClosed
 	}
-	f = s.takeOffLocked(w, c.mustBeStrong(s, w, at), at)
+	f = &flight[K, V]{done: make(chan struct{}), fence: fence[K]{key: w.key, hash: w.hash}}
+	if p := s.pending[w.key]; p != nil && p.running >= maxRunning {
+		f.strong, f.caller = true, ctx // strong, so that it is good enough for all who will wait
+		p.next = f
+		w.waitFor(f, known)
+		return nil, f, false, nil
+	}
+	f.strong = c.mustBeStrong(s, w, at)
+	s.takeOffLocked(f, at)
 	w.waitFor(f, known)
 	return nil, f, true, nil
 }
@@ -232,19 +260,18 @@ func (c *Cache[K, V]) mustBeStrong(s *shard[K, V], w *waiter[K, V], at moment) b
 	return at.now < c.holdOff.Load() || s.delayed.floor(w.hash, at.now) == unknownMark
 }
 
-// takeOffLocked registers a new flight. An older one goes on for those who wait
-// for it, but may not fill any more (S5).
-func (s *shard[K, V]) takeOffLocked(w *waiter[K, V], strong bool, at moment) *flight[K, V] {
+// takeOffLocked begins a flight. An older one goes on for those who wait for it,
+// but may not fill any more (S5).
+func (s *shard[K, V]) takeOffLocked(f *flight[K, V], at moment) {
 	s.flights++
-	f := &flight[K, V]{id: s.flights, done: make(chan struct{})}
-	f.key, f.hash, f.strong = w.key, w.hash, strong
+	f.id = s.flights
 	s.beginLocked(&f.fence, at)
-	p := s.pending[w.key]
+	p := s.pending[f.key]
 	if p.flight != nil {
 		p.flight.broken = true
 	}
 	p.flight = f
-	return f
+	p.running++
 }
 
 // refresh starts a load behind a hit on n if n is due for one. A failed attempt
@@ -252,19 +279,27 @@ func (s *shard[K, V]) takeOffLocked(w *waiter[K, V], strong bool, at moment) *fl
 func (c *Cache[K, V]) refresh(hash uint64, n *node[K, V]) {
 	now := c.now()
 	due := n.E.refreshAt.Load()
-	if now < due || !n.E.refreshAt.CompareAndSwap(due, now+int64(c.opts.RefreshAfter)) {
+	if now < due {
 		return
 	}
 	s := c.shard(hash)
+	if !s.mu.TryLock() {
+		return // a hit waits for nobody; the next one tries again
+	}
+	if !n.E.refreshAt.CompareAndSwap(due, now+int64(c.opts.RefreshAfter)) {
+		s.mu.Unlock()
+		return
+	}
 	w := &waiter[K, V]{key: n.Key, hash: hash, tries: 1}
-	s.mu.Lock()
 	p := s.pending[n.Key]
-	if p != nil && p.flight != nil || !c.loads.enter() {
+	if p != nil && (p.flight != nil || p.running > 0) || !c.loads.enter() {
 		s.mu.Unlock()
 		return
 	}
 	at := c.moment()
-	f := s.takeOffLocked(w, c.mustBeStrong(s, w, at), at)
+	f := &flight[K, V]{done: make(chan struct{}), fence: fence[K]{key: n.Key, hash: hash}}
+	f.strong = c.mustBeStrong(s, w, at)
+	s.takeOffLocked(f, at)
 	s.mu.Unlock()
 	c.stats.refreshes.Add(1)
 	go c.run(context.Background(), f)
@@ -275,8 +310,7 @@ func (c *Cache[K, V]) refresh(hash uint64, n *node[K, V]) {
 func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 	defer c.loads.leave()
 	var loaded Loaded[V]
-	// What is left of a callback that ended its goroutine and never returned.
-	var err error = &PanicError{Value: "runtime.Goexit"}
+	var err error = errGoexit
 	defer func() {
 		if r := recover(); r != nil {
 			err = c.caught(r)
@@ -289,7 +323,7 @@ func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 		f.began = c.now()
 		var err error
 		loaded.Value, loaded.Version, err = c.source(f.strong).Load(ctx, f.key)
-		return err
+		return c.readable(err)
 	})
 }
 
@@ -366,17 +400,28 @@ func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
 	c.fill(f, got.Value, mark{got.Version, absent})
 }
 
-// endFlight takes f down and wakes those who wait for it.
+// endFlight takes f down, wakes those who wait for it, and begins the key's next
+// flight if there is one.
 func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
 	s := c.shard(f.hash)
 	s.mu.Lock()
 	f.overtaken = f.moved
-	if p := s.pending[f.key]; p != nil && p.flight == f {
+	p := s.pending[f.key]
+	if p.flight == f {
 		p.flight = nil
+	}
+	p.running--
+	next := p.next
+	if next != nil {
+		p.next = nil
+		s.takeOffLocked(next, c.moment())
 	}
 	s.endLocked(&f.fence)
 	s.mu.Unlock()
 	close(f.done)
+	if next != nil {
+		go c.run(next.caller, next)
+	}
 }
 
 // fill offers the state that f has loaded. It is the answer to those who wait in
@@ -389,9 +434,11 @@ func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
 	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began - proven)}
 	n := c.newNode(f.key, f.hash, value, m, byLoad)
 	n.E.provenAt = proven
+	f.err = &LoadError{Err: errGoexit} // what is left if Cost or EntryTTL ends this goroutine
 	c.offer(n, c.cost(f.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&f.fence, m, at), &f.fence
 	})
+	f.err = nil
 }
 
 // loadError returns the error that the waiters of a failed load get.
@@ -520,7 +567,7 @@ func (c *Cache[K, V]) start(ctx context.Context, own []*flight[K, V]) {
 // runMany is run for many keys.
 func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], flights []*flight[K, V]) {
 	var all map[K]Loaded[V]
-	var err error = &PanicError{Value: "runtime.Goexit"}
+	var err error = errGoexit
 	defer func() {
 		if r := recover(); r != nil {
 			err = c.caught(r)
@@ -546,18 +593,28 @@ func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], fli
 		}
 		var err error
 		all, err = bulk.LoadMany(ctx, keys)
-		return err
+		return c.readable(err)
 	})
 }
 
 // finishMany is finish for many keys.
 func (c *Cache[K, V]) finishMany(flights []*flight[K, V], all map[K]Loaded[V], err error) {
-	if len(flights) == 0 {
-		return
+	done := 0
+	defer func() {
+		if done < len(flights) { // Cost has ended this goroutine: another one does the rest
+			go c.finishMany(flights[done:], all, err)
+		}
+	}()
+	for done < len(flights) {
+		f := flights[done]
+		done++
+		c.finishOne(f, all, err)
 	}
-	defer c.finishMany(flights[1:], all, err) // deferred: Cost may end this goroutine
+}
+
+// finishOne is finish for one of many keys.
+func (c *Cache[K, V]) finishOne(f *flight[K, V], all map[K]Loaded[V], err error) {
 	defer c.loads.leave()
-	f := flights[0]
 	got, ok := all[f.key]
 	switch {
 	case err != nil:
@@ -565,6 +622,6 @@ func (c *Cache[K, V]) finishMany(flights []*flight[K, V], all map[K]Loaded[V], e
 	case !ok:
 		c.finish(f, got, ErrIncomplete)
 	default:
-		c.finish(f, got, got.Err)
+		c.finish(f, got, c.readable(got.Err))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -362,7 +363,7 @@ func TestLoad_CallbacksThatDoNotReturn(t *testing.T) {
 					failing = true
 					err := get(t, async(read)).err
 					assert.False(t, failing, "the callback was called")
-					if o.Breaker == nil {
+					if o.Breaker == nil && how == "panic" {
 						require.NoError(t, err, "the source has answered")
 					} else {
 						var panicked *PanicError
@@ -638,6 +639,215 @@ func TestLoadMany_AFailedBulkLoad(t *testing.T) {
 	}
 }
 
+// However many keys a bulk load fails, and whatever ends its goroutine while it
+// does, the stack stays small: an overflow would end the process.
+func TestLoadMany_ManyKeysTakeNoStack(t *testing.T) {
+	defer debug.SetMaxStack(debug.SetMaxStack(256 << 10))
+	keys := make([]int, 10_000)
+	for i := range keys {
+		keys[i] = i
+	}
+	for name, answer := range map[string]func() (map[int]Loaded[int], error){
+		"error": func() (map[int]Loaded[int], error) { return nil, errors.New("the database is down") },
+		"values": func() (map[int]Loaded[int], error) {
+			all := map[int]Loaded[int]{}
+			for _, key := range keys {
+				all[key] = Loaded[int]{Value: key, Version: 1}
+			}
+			return all, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := New(Options[int, int]{
+				MaxCost: small, Loader: bulkOf[int]{answer},
+				Cost: func(key, _ int) int64 {
+					if key%10 == 0 {
+						goexit()
+					}
+					return 1
+				},
+			})
+			require.NoError(t, err)
+			found, err := c.LoadMany(t.Context(), keys)
+			var failed *KeysError[int]
+			require.ErrorAs(t, err, &failed)
+			assert.Len(t, failed.Failed, len(keys)-len(found))
+			if name == "values" {
+				assert.Len(t, found, len(keys)*9/10)
+			}
+			require.NoError(t, c.Close(t.Context()))
+		})
+	}
+}
+
+// A bulkOf gives one answer.
+type bulkOf[K comparable] struct {
+	answer func() (map[K]Loaded[int], error)
+}
+
+func (b bulkOf[K]) Load(context.Context, K) (int, Version, error) { return 0, 0, ErrNotFound }
+func (b bulkOf[K]) LoadMany(context.Context, []K) (map[K]Loaded[int], error) {
+	return b.answer()
+}
+
+// A nilError is an error whose methods do not stand a nil receiver: the pointer
+// that is nil in an error that is not.
+type nilError struct{ cause error }
+
+func (e *nilError) Error() string { return "nil: " + e.cause.Error() }
+func (e *nilError) Unwrap() error { return e.cause }
+
+// An error that cannot be looked into is a PanicError, and ends nothing else.
+func TestLoad_AnErrorThatPanics(t *testing.T) {
+	var broken *nilError
+	for name, l := range map[string]Loader[string, int]{
+		"Load":     LoaderFunc[string, int](func(context.Context, string) (int, Version, error) { return 1, 1, broken }),
+		"LoadMany": bulkFunc(func(context.Context, []string) (map[string]Loaded[int], error) { return nil, broken }),
+		"Loaded": bulkFunc(func(context.Context, []string) (map[string]Loaded[int], error) {
+			return map[string]Loaded[int]{"a": {Err: broken}, "b": {Err: broken}}, nil
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCache(t, Options[string, int]{MaxCost: small, Loader: l})
+			_, err := c.LoadMany(t.Context(), []string{"a", "b"})
+			var panicked *PanicError
+			require.ErrorAs(t, err, &panicked)
+			idle(t, c)
+		})
+	}
+}
+
+// However many readers need loads of their own, two loads of a key run at once,
+// and the next serves all who wait; other keys find places.
+func TestLoad_FewOfOneKeyRunAtOnce(t *testing.T) {
+	const readers = 50
+	for name, ask := range map[string]func(*Cache[string, int], context.Context) error{
+		"Linearizable": func(c *Cache[string, int], ctx context.Context) error {
+			_, err := c.Read(ctx, "k", Linearizable)
+			return err
+		},
+		"after a change": func(c *Cache[string, int], ctx context.Context) error {
+			if err := c.Invalidate(ctx, "k", 0); err != nil {
+				return err
+			}
+			_, err := c.Load(ctx, "k")
+			return err
+		},
+		"many keys": func(c *Cache[string, int], ctx context.Context) error {
+			if err := c.Invalidate(ctx, "k", 0); err != nil {
+				return err
+			}
+			_, err := c.LoadMany(ctx, []string{"k", "j"})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				c := newCache(t, Options[string, int]{MaxCost: small, Shards: 1, Loader: s, MaxLoads: 2*maxRunning + 1})
+				for _, key := range []string{"k", "j", "other"} {
+					s.set(key, 10)
+				}
+				var running, most atomic.Int32
+				s.beforeLoad = func(_ context.Context, key string) error {
+					if key != "k" {
+						return nil
+					}
+					most.Store(max(most.Load(), running.Add(1)))
+					time.Sleep(time.Second)
+					running.Add(-1)
+					return nil
+				}
+				var all []<-chan result
+				for range readers {
+					all = append(all, async(func() (Entry[int], error) { return Entry[int]{}, ask(c, t.Context()) }))
+					synctest.Wait()
+				}
+				began := time.Now()
+				_, err := c.Load(t.Context(), "other")
+				require.NoError(t, err)
+				assert.Zero(t, time.Since(began), "another key waits for nothing")
+				for _, r := range all {
+					require.NoError(t, get(t, r).err)
+				}
+				assert.EqualValues(t, maxRunning, most.Load())
+				assert.LessOrEqual(t, time.Since(began), 2*time.Second, "one load under way, and one more")
+				idle(t, c)
+				require.NoError(t, c.Close(t.Context()))
+			})
+		})
+	}
+}
+
+// The next load of a key begins after everything that its readers know, also
+// what they learn while they wait.
+func TestLoad_TheNextLoadIsFencedFromItsBeginning(t *testing.T) {
+	s := newSource()
+	c := onSource(t, s)
+	s.set("k", 10)
+	held := []*latch{newLatch(t), newLatch(t)}
+	var calls atomic.Int32
+	s.afterLoad = func(ctx context.Context, key string) error {
+		if n := int(calls.Add(1)); n <= len(held) {
+			return held[n-1].hook(ctx, key)
+		}
+		return nil
+	}
+	first := loading(t, c, "k", Linearizable)
+	held[0].wait(t)
+	second := loading(t, c, "k", Linearizable)
+	held[1].wait(t)
+	third := loading(t, c, "k", Linearizable)
+	eventually(t, func() bool { return c.pendingNext("k") }, "the third waits")
+	s.set("k", 20)
+	require.NoError(t, c.Invalidate(t.Context(), "k", 2))
+	fourth := loading(t, c, "k", Linearizable)
+	eventually(t, func() bool { return c.Stats().Joined == 1 }, "the fourth waits, too")
+	held[0].release()
+	assert.Equal(t, 20, value(t, third).Value)
+	assert.Equal(t, 20, value(t, fourth).Value)
+	assert.EqualValues(t, 3, calls.Load())
+	held[1].release()
+	value(t, first)
+	value(t, second)
+	idle(t, c)
+	served(t, c, "k", 2, "what the last load brought")
+}
+
+// pendingNext reports whether a load of key waits for its turn.
+func (c *Cache[K, V]) pendingNext(key K) bool {
+	s := c.shard(c.keys.hash(key))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pending[key]
+	return p != nil && p.next != nil
+}
+
+// refreshing hits key until the refresh that the latch holds has started: a hit
+// starts none while somebody has the shard's lock.
+func refreshing(t *testing.T, c *Cache[string, int], key string, l *latch) {
+	t.Helper()
+	eventually(t, func() bool { c.Get(key); return l.taken.Load() }, "a hit starts a refresh")
+	l.wait(t)
+}
+
+// A hit waits for nobody, also when a refresh is due.
+func TestRefreshAfter_AHitWaitsForNobody(t *testing.T) {
+	s := newSource()
+	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, RefreshAfter: time.Nanosecond})
+	s.set("k", 10)
+	load(t, c, "k")
+	time.Sleep(time.Millisecond)
+	shard := c.shard(c.keys.hash("k"))
+	shard.mu.Lock()
+	hit := async(func() (Entry[int], error) { c.Get("k"); return Entry[int]{}, nil })
+	get(t, hit)
+	shard.mu.Unlock()
+	assert.Zero(t, c.Stats().Refreshes)
+	c.Get("k")
+	eventually(t, func() bool { return c.Stats().Refreshes > 0 }, "the next hit refreshes")
+}
+
 // An error that cannot be a map's key is told all the same.
 func TestLoadMany_AnyErrorCanBeTold(t *testing.T) {
 	for _, err := range []error{listError{"x"}, wrapError{listError{"x"}}} {
@@ -668,6 +878,7 @@ func TestRefreshAfter(t *testing.T) {
 		c := newCache(t, Options[string, int]{
 			MaxCost: small, Shards: 1, Store: s, RefreshAfter: 10 * time.Second, TTL: time.Minute, TTLJitter: -1,
 		})
+		time.Sleep(drainEvery / 2) // so that no sweep holds the lock when a refresh is due
 		s.set("k", 10)
 		load(t, c, "k")
 		s.set("k", 20)
@@ -731,8 +942,7 @@ func TestRefreshAfter_AndLoadsShare(t *testing.T) {
 	load(t, c, "k")
 	l := newLatch(t)
 	s.beforeLoad = l.hook
-	served(t, c, "k", 1, "starts a refresh")
-	l.wait(t)
+	refreshing(t, c, "k", l)
 	for range 10 {
 		served(t, c, "k", 1, "starts no other")
 	}

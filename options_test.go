@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -295,6 +296,86 @@ func TestClose_AWriteThatDoesNotEnd(t *testing.T) {
 		})
 	}
 }
+
+// The same with replicas: the write is committed after they could be told. Its
+// caller hears that, and the replicas hear no goodbye, so that they notice the
+// silence.
+func TestClose_AWriteThatEndsTooLateSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, b := newSource(), newBus()
+		s.set("k", 10)
+		other, l := joined(t, s, b)
+		c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator()})
+		require.NoError(t, err)
+		require.NoError(t, c.Ready(t.Context()))
+		time.Sleep(2 * testBeat)
+		hold(t, other, "k")
+		held := newLatch(t)
+		s.beforeWrite = held.hook
+		writer := async(func() (Entry[int], error) { return c.CompareAndSet(t.Context(), "k", 1, 20) })
+		held.wait(t)
+		ctx, cancel := context.WithTimeout(t.Context(), testBeat)
+		defer cancel()
+		require.ErrorIs(t, c.Close(ctx), context.DeadlineExceeded)
+		held.release()
+		r := get(t, writer)
+		require.ErrorIs(t, r.err, ErrNotBroadcast)
+		assert.EqualValues(t, 2, r.entry.Version, "it is committed all the same")
+		time.Sleep((missedBeats + 2) * testBeat)
+		require.Len(t, l.of(EventSuspect), 1)
+		assert.Contains(t, l.of(EventSuspect)[0].Reason, "silent")
+		requireNotServed(t, other, "k")
+	})
+}
+
+// A write in doubt is settled while the cache closes: the others are told before
+// the doubt is over, or hear no goodbye.
+func TestClose_WhatADoubtCameToIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, b := newSource(), newBus()
+		s.set("k", 10)
+		other, _ := joined(t, s, b)
+		codec := &slowCodec{latch: newLatch(t)}
+		c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: b.invalidator(), KeyCodec: codec})
+		require.NoError(t, err)
+		require.NoError(t, c.Ready(t.Context()))
+		time.Sleep(2 * testBeat)
+		s.beforeWrite = func(context.Context, string) error { return errAnswerLost }
+		_, err = c.CompareAndSet(t.Context(), "k", 1, 20)
+		var uncertain *UncertainError
+		require.ErrorAs(t, err, &uncertain)
+		synctest.Wait() // the others know of the doubt
+		hold(t, other, "k")
+		codec.slow.Store(true)
+		s.mu.Lock() // the commit lands
+		s.done[uncertain.Op] = s.putLocked("k", row{value: 20})
+		s.mu.Unlock()
+		codec.latch.wait(t) // it was found, and is about to be told
+		closed := make(chan error, 1)
+		go func() { closed <- c.Close(t.Context()) }()
+		synctest.Wait()
+		codec.latch.release()
+		err = <-closed
+		time.Sleep((missedBeats + 2) * testBeat)
+		requireNotServed(t, other, "k")
+		_ = err // nil or a DoubtError: either is the truth
+	})
+}
+
+// A slowCodec takes its time with keys when told to.
+type slowCodec struct {
+	latch *latch
+	slow  atomic.Bool
+}
+
+func (k *slowCodec) AppendKey(dst []byte, key string) []byte {
+	if k.slow.Load() {
+		k.latch.once()
+	}
+	return append(dst, key...)
+}
+
+func (k *slowCodec) ParseKey(b []byte) (string, error) { return string(b), nil }
 
 // A cache that was made and closed leaves no goroutine, used or not, and neither
 // does one that could not be made.

@@ -366,11 +366,11 @@ func (o *outbox) publish(ctx context.Context, b []byte) (err error) {
 	}()
 	if o.inv.Log != nil {
 		if _, err := o.inv.Log.Append(ctx, b); err != nil {
-			return err
+			return readable(err, o.caught)
 		}
 	}
 	if o.inv.Hint != nil {
-		return o.inv.Hint.Publish(ctx, b)
+		return readable(o.inv.Hint.Publish(ctx, b), o.caught)
 	}
 	return nil
 }

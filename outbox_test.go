@@ -727,6 +727,43 @@ func TestPublisher(t *testing.T) {
 	})
 }
 
+// A message of a Publisher that stays is missed when it says hello next, and one
+// that dies is missed by its silence.
+func TestPublisher_LostMessageIsNoticedWithinABeat(t *testing.T) {
+	for name, dies := range map[string]bool{"it stays": false, "it dies": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				src, b := newSource(), newBus()
+				src.set("k", 1)
+				c, l := joined(t, src, b)
+				p, err := NewPublisher(PublisherOptions[string]{Invalidator: b.invalidator()})
+				require.NoError(t, err)
+				time.Sleep(2*testBeat + testBeat/2)
+				hold(t, c, "k")
+				suspicions := len(l.of(EventSuspect))
+				v := src.set("k", 2)
+				b.setFault(func(_ int, msg []byte) [][]byte {
+					var m wire.Message
+					if wire.Decode(msg, &m) == nil && m.Origin == p.out.origin && (dies || m.Kind != wire.KindHello) {
+						return nil
+					}
+					return [][]byte{msg}
+				})
+				require.NoError(t, p.Invalidate(t.Context(), "k", v), "the transport took it")
+				requireServed(t, c, "k") // stale, and nothing is promised until the next hello
+				if dies {
+					time.Sleep((missedBeats + 2) * testBeat)
+				} else {
+					time.Sleep(testBeat)
+				}
+				requireNotServed(t, c, "k")
+				assert.Len(t, l.of(EventSuspect), suspicions+1)
+				require.NoError(t, p.Close(t.Context()))
+			})
+		})
+	}
+}
+
 func TestPublisher_LastMessageLostIsNoticedAtTheGoodbye(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, b := newSource(), newBus()

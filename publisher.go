@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"sync"
+	"time"
 )
 
 // PublisherOptions configures a Publisher. Invalidator is required.
@@ -21,13 +23,18 @@ type PublisherOptions[K comparable] struct {
 // A Publisher tells the replicas of a cache what a process without a cache has
 // changed: a batch job, a migration, a person with an SQL prompt. Make one with
 // NewPublisher; its methods are safe for concurrent use.
+//
+// It says hello as a replica does, so that the replicas notice by its next hello
+// if they have missed a message of its, and by its silence if it died.
 type Publisher[K comparable] struct {
-	keys keys[K]
-	out  *outbox
-	work gate
+	keys    keys[K]
+	out     *outbox
+	work    gate
+	beats   sync.WaitGroup
+	endBeat context.CancelFunc
 }
 
-// NewPublisher returns a Publisher. It owns one goroutine, which Close ends.
+// NewPublisher returns a Publisher. It owns two goroutines, which Close ends.
 // Mistakes in o are reported at once, each an [*OptionError].
 func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	var errs []error
@@ -48,7 +55,24 @@ func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 		return nil, errors.Join(errs...)
 	}
 	p.out = newOutbox(o.Invalidator, caughtAlone, func() {})
+	ctx, cancel := context.WithCancel(context.Background())
+	p.endBeat = cancel
+	p.beats.Go(func() { p.keepBeat(ctx, o.Invalidator.beat()) })
 	return p, nil
+}
+
+// keepBeat says hello every beat.
+func (p *Publisher[K]) keepBeat(ctx context.Context, beat time.Duration) {
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for nonce := uint64(1); ; nonce++ {
+		p.out.hello(nonce)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Invalidate says that the key has changed, to the given version; 0 means that
@@ -101,9 +125,8 @@ func (p *Publisher[K]) encode(key K) (b []byte, err error) {
 // Close publishes what waits, until ctx ends, and ends the goroutine. The error
 // says what could not be published.
 func (p *Publisher[K]) Close(ctx context.Context) error {
-	select {
-	case <-p.work.close():
-	case <-ctx.Done():
-	}
-	return p.out.close(ctx, true)
+	p.endBeat()
+	p.beats.Wait()
+	idle := p.work.await(ctx)
+	return p.out.close(ctx, idle == nil)
 }

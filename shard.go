@@ -28,7 +28,8 @@ import (
 //	I1  the tide mark of a key only rises: an entry in the table is at or above
 //	    every mark that was seen for its key, in its generation
 //	I2  every fence of a key has seen every mark that was raised since it began
-//	I3  pending holds exactly the keys that have a fence or a doubt
+//	I3  pending holds exactly the keys that have a fence or a doubt; each running
+//	    load has a fence, and at most maxRunning of a key run
 //	I4  a key with a doubt has no entry
 //	I5  each entry has a resident record in state window, queued or offered that
 //	    names its key, and each such record has its entry
@@ -66,9 +67,11 @@ type shard[K comparable, V any] struct {
 
 // A pending is what is in progress for one key.
 type pending[K comparable, V any] struct {
-	fences []*fence[K]   // loads, fills and writes
-	flight *flight[K, V] // the load that others may join, or nil
-	doubts int           // writes whose outcome is unknown: nothing is installed
+	fences  []*fence[K]   // loads, fills and writes
+	flight  *flight[K, V] // the load that others may join, or nil
+	running int           // loads that have begun
+	next    *flight[K, V] // the load that begins when one of those ends, or nil
+	doubts  int           // writes whose outcome is unknown: nothing is installed
 }
 
 // A fence stands between the moment when an operation starts to read or write

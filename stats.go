@@ -1,6 +1,7 @@
 package tidemark
 
 import (
+	"errors"
 	"runtime"
 	"runtime/debug"
 	"sync/atomic"
@@ -192,6 +193,24 @@ func (c *Cache[K, V]) emit(e Event) {
 		}
 	}()
 	c.opts.OnEvent(e)
+}
+
+// readable returns err, or a PanicError if looking into it panics: a nil pointer
+// in an error is a mistake of the callback that returned it.
+func (c *Cache[K, V]) readable(err error) error { return readable(err, c.caught) }
+
+func readable(err error, caught func(panicked any) error) (result error) {
+	if err == nil {
+		return nil
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			result = caught(r)
+		}
+	}()
+	_ = err.Error()
+	errors.Is(err, ErrNotFound)
+	return err
 }
 
 // caught turns a recovered panic into an error.

@@ -128,7 +128,10 @@ func backOff(ctx context.Context, try int) error {
 //
 // Other errors: [ErrNoStore], [ErrClosed], [ErrUnavailable] and ctx's if nothing
 // was written; [*UncertainError] if that is not known; and [ErrNoVersion] if it
-// was, at a version that is not above base, which no Store may do.
+// was, at a version that is not above base, which no Store may do. A write that
+// Close did not wait for returns its new state and [ErrNotBroadcast] if the
+// other replicas were not told. Look for UncertainError first: it wraps what the
+// Store returned, which may be ctx's error.
 func (c *Cache[K, V]) CompareAndSet(ctx context.Context, key K, base Version, value V) (Entry[V], error) {
 	return c.write(ctx, &write[K, V]{key: key, base: base, value: value}, func(op OpID) (Version, error) {
 		return c.opts.Store.CompareAndSet(ctx, key, base, value, op)
@@ -184,11 +187,11 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 	returned := false
 	defer func() {
 		if !returned { // the store has ended this goroutine: nobody will hear of it
-			c.doubt(w, &PanicError{Value: "runtime.Goexit"})
+			c.doubt(w, errGoexit)
 		}
 	}()
 	version, err := c.send(w.op, send)
-	e, err := c.settle(w, version, err)
+	e, err := c.settle(ctx, w, version, err)
 	returned = true
 	return e, err
 }
@@ -201,16 +204,17 @@ func (c *Cache[K, V]) send(op OpID, call func(OpID) (Version, error)) (v Version
 			err = c.caught(r)
 		}
 	}()
-	return call(op)
+	v, err = call(op)
+	return v, c.readable(err)
 }
 
 // settle does what the store's answer demands.
-func (c *Cache[K, V]) settle(w *write[K, V], version Version, err error) (Entry[V], error) {
+func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Version, err error) (Entry[V], error) {
 	none := Entry[V]{Age: -1}
 	var conflict *ConflictError
 	switch {
 	case err == nil && version > w.base:
-		return c.committed(w, version), nil
+		return c.committed(ctx, w, version)
 	case err == nil:
 		// Committed, but at a version that orders nothing: the contract is
 		// broken, and only the source knows the key's state.
@@ -220,7 +224,7 @@ func (c *Cache[K, V]) settle(w *write[K, V], version Version, err error) (Entry[
 		c.stats.conflicts.Add(1)
 		c.apply(w.key, w.hash, mark{conflict.Current, conflict.Absent}, byWrite)
 		return none, err
-	case errors.Is(err, ErrUnavailable), errors.Is(err, ErrNoStore):
+	case errors.Is(err, ErrUnavailable):
 		return none, err
 	default:
 		return none, c.doubt(w, err)
@@ -228,16 +232,21 @@ func (c *Cache[K, V]) settle(w *write[K, V], version Version, err error) (Entry[
 }
 
 // committed installs the written state, unless the key has moved on meanwhile,
-// and queues the broadcast.
-func (c *Cache[K, V]) committed(w *write[K, V], version Version) Entry[V] {
+// and queues the broadcast. If the cache is closing it waits for that: nobody
+// else would say that it did not get out.
+func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Version) (Entry[V], error) {
 	m := mark{version, w.absent}
 	n := c.newNode(w.key, w.hash, w.value, m, byWrite)
 	n.E.provenAt = w.began
 	c.offer(n, c.cost(w.key, w.value), w.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&w.fence, m, at), &w.fence
 	})
-	c.announce(w.key, m)
-	return n.E.public(c.now())
+	ticket := c.announce(w.key, m)
+	var err error
+	if c.closed.Load() && c.replica != nil {
+		err = c.replica.out.wait(ctx, ticket)
+	}
+	return n.E.public(c.now()), err
 }
 
 // doubt puts the key out of memory until the store has told how the write
@@ -292,7 +301,7 @@ func (c *Cache[K, V]) resolve(key K, hash uint64, op OpID, absent bool, d *doubt
 // outcome asks the store about op, in a goroutine of its own: if the call ends
 // that, the question is still open.
 func (c *Cache[K, V]) outcome(key K, op OpID) (v Version, found bool, err error) {
-	err = &PanicError{Value: "runtime.Goexit"}
+	err = errGoexit
 	var asking sync.WaitGroup
 	asking.Go(func() {
 		ctx, cancel := c.loadContext(c.life)
@@ -318,8 +327,8 @@ func (c *Cache[K, V]) resolved(key K, hash uint64, m mark, d *doubt, committed b
 	p.doubts--
 	s.unpendLocked(key, p)
 	s.mu.Unlock()
+	c.announce(key, m) // before the doubt is over: Close says goodbye when there is none
 	c.doubts.Add(-1)
-	c.announce(key, m)
 	d.settle(m.version, committed, nil)
 	c.opts.Logger.Info("tidemark: a write in doubt is settled", "committed", committed)
 	c.emit(Event{Kind: EventResolved})

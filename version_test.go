@@ -231,6 +231,79 @@ func TestS24_KeysOfEqualHash(t *testing.T) {
 	served(t, c, keys[3], 2, "written beside the others")
 }
 
+// sameSlot returns n keys of one shard and one slot of its tide, of different
+// hash.
+func sameSlot(c *Cache[string, int], n int) (keys []string) {
+	var slot *tideSlot
+	for i := 0; len(keys) < n; i++ {
+		key := fmt.Sprint("slot", i)
+		hash := c.keys.hash(key)
+		if s := c.shard(hash).tide.slot(hash); slot == nil || s == slot {
+			slot = s
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// Keys of one slot share a mark. Once another key has gone higher, the slot can
+// no longer tell what this one has reached.
+func TestS03_AnotherKeyOfTheSlotProvesNothing(t *testing.T) {
+	c := newCache(t, Options[string, int]{MaxCost: small, Shards: 1})
+	k := sameSlot(c, 2)
+	require.Equal(t, Applied, c.Put(k[0], 10, 5))
+	evict(t, c, k[0])
+	require.Equal(t, Stale, c.Put(k[0], 10, 4), "the slot's mark is this key's")
+	require.Equal(t, Applied, c.Put(k[1], 10, 9))
+	evict(t, c, k[1])
+	assert.Equal(t, Unproven, c.Put(k[0], 10, 3), "below 5, and all that is known is 9")
+	assert.Equal(t, Unproven, c.Put(k[0], 10, 6), "above 5, but that is forgotten")
+	missing(t, c, k[0], "nothing was proven")
+	assert.Equal(t, Applied, c.Put(k[0], 10, 9))
+}
+
+// Nothing shows that a Put is newer than a change that nobody numbered, unless
+// there is nothing but Puts.
+func TestS03_AfterAChangeWithoutAVersionNoPutIsProven(t *testing.T) {
+	c := onSource(t, newSource())
+	require.NoError(t, c.Invalidate(t.Context(), "k", 0))
+	assert.Equal(t, Unproven, c.Put("k", 10, 1))
+	missing(t, c, "k", "it may be from before the change")
+
+	alone := newCache(t, Options[string, int]{MaxCost: small})
+	require.NoError(t, alone.Invalidate(t.Context(), "k", 0))
+	assert.Equal(t, Applied, alone.Put("k", 10, 1))
+}
+
+// The same after InvalidateAll, whether or not there was an entry.
+func TestS12_NoPutIsProvenAfterInvalidateAll(t *testing.T) {
+	c := onSource(t, newSource())
+	require.Equal(t, Applied, c.Put("k", 10, 1))
+	require.NoError(t, c.InvalidateAll(t.Context()))
+	assert.Equal(t, Unproven, c.Put("k", 20, 2))
+	assert.Equal(t, Unproven, c.Put("j", 20, 2))
+	missing(t, c, "k", "it may be from before")
+	missing(t, c, "j", "it may be from before")
+}
+
+// An absence without a version has replaced version 5, in a cache that takes its
+// Puts' word for all that it cannot compare.
+func TestS08_AnAbsenceWithoutAVersionLeavesTheMark(t *testing.T) {
+	c := newCache(t, Options[string, int]{MaxCost: small})
+	require.Equal(t, Applied, c.Put("k", 10, 5))
+	require.Equal(t, Applied, c.BeginFill("k").Absent(0))
+	assert.Equal(t, Stale, c.Put("k", 10, 3))
+	assert.Equal(t, Applied, c.Put("k", 10, 6))
+}
+
+// An absence without a version is evicted.
+func TestS08_AfterAnAbsenceWithoutAVersionNoPutIsProven(t *testing.T) {
+	c := onSource(t, newSource())
+	require.Equal(t, Applied, c.BeginFill("k").Absent(0))
+	evict(t, c, "k")
+	assert.Equal(t, Unproven, c.Put("k", 10, 1))
+}
+
 // Versions of keys that share a hash are not compared with each other, but where
 // a bare Put cannot tell them apart.
 func TestS24_MarksOfEqualHash(t *testing.T) {

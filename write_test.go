@@ -218,10 +218,12 @@ var errAnswerLost = errors.New("i/o timeout")
 
 // ambiguous are the ways in which a write can end without saying how.
 var ambiguous = map[string]func() error{
-	"error":    func() error { return errAnswerLost },
-	"deadline": func() error { return context.DeadlineExceeded },
-	"panic":    func() error { panic("boom") },
-	"Goexit":   func() error { goexit(); return nil },
+	"error":                func() error { return errAnswerLost },
+	"deadline":             func() error { return context.DeadlineExceeded },
+	"panic":                func() error { panic("boom") },
+	"Goexit":               func() error { goexit(); return nil },
+	"ErrNoStore":           func() error { return fmt.Errorf("audit trail: %w", ErrNoStore) },
+	"an error that panics": func() error { var broken *nilError; return broken },
 }
 
 // A write is committed and its answer lost. The key is in doubt: read from the

@@ -81,7 +81,7 @@ func numbered(query string) string {
 func (d Dialect) now() string {
 	switch d {
 	case PostgreSQL:
-		return "CAST(EXTRACT(EPOCH FROM CURRENT_TIMESTAMP) AS BIGINT)"
+		return "CAST(EXTRACT(EPOCH FROM CLOCK_TIMESTAMP()) AS BIGINT)" // not the transaction's beginning
 	case MySQL:
 		return "UNIX_TIMESTAMP()"
 	default:

@@ -30,7 +30,7 @@ func (s *Store[K, V]) CompareAndSet(ctx context.Context, key K, base tidemark.Ve
 	if c.create = base == 0; c.create {
 		c.query, c.args = s.sql.create, []any{stored, op[:], arg}
 	} else {
-		c.query, c.args = s.sql.update, []any{stored, op[:], arg, column(base)}
+		c.query, c.args = s.sql.update, []any{stored, op[:], arg, baseColumn(base)}
 	}
 	return s.write(ctx, c)
 }
@@ -44,13 +44,18 @@ func (s *Store[K, V]) CompareAndDelete(ctx context.Context, key K, base tidemark
 	}
 	return s.write(ctx, change{
 		what: "compare and delete", key: arg, base: base, op: op,
-		query: s.sql.remove, args: []any{op[:], arg, column(base)},
+		query: s.sql.remove, args: []any{op[:], arg, baseColumn(base)},
 	})
 }
 
-// column returns v as the version column holds it. A version that the column
-// cannot hold is no row's, and neither is the largest that it can.
-func column(v tidemark.Version) int64 { return int64(min(v, math.MaxInt64)) }
+// baseColumn returns base as the version column holds it, and what no row has if
+// the version after it would not fit into the column.
+func baseColumn(base tidemark.Version) int64 {
+	if base >= math.MaxInt64 {
+		return -1
+	}
+	return int64(base)
+}
 
 // A change is one conditional write of one row.
 type change struct {
@@ -186,7 +191,7 @@ func (t *table) apply(ctx context.Context, tx *sql.Tx, c change) (tidemark.Versi
 			return 0, err
 		}
 	}
-	if _, err := tx.ExecContext(ctx, t.sql.record, c.op[:], c.key, column(v)); err != nil {
+	if _, err := tx.ExecContext(ctx, t.sql.record, c.op[:], c.key, int64(v)); err != nil {
 		return 0, fmt.Errorf("%w: %w", errNotRecorded, err)
 	}
 	return v, nil
@@ -268,7 +273,7 @@ func isTransient(err error) bool {
 	if errors.As(err, &coded) {
 		return coded.SQLState() == "40001" || coded.SQLState() == "40P01"
 	}
-	if isBusy(err) {
+	if isBusy(err) || errors.Is(err, driver.ErrBadConn) { // a pooled connection that the server had closed
 		return true
 	}
 	message := err.Error()

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -122,6 +123,22 @@ func TestWrite_LosesWhenItChangesNoRow(t *testing.T) {
 			assert.Equal(t, 1, f.count("rollback"))
 		})
 	}
+}
+
+// A base after which no version is left is no row's: the write loses, instead of
+// putting the row at a version that cannot be read.
+func TestWrite_BaseBeyondTheColumn(t *testing.T) {
+	for _, base := range []tidemark.Version{math.MaxInt64, math.MaxInt64 + 1, math.MaxUint64} {
+		f, store := newFake(t, SQLite)
+		f.unchanged["update"], f.unchanged["remove"] = true, true
+		f.rows["state"] = []driver.Value{int64(math.MaxInt64), false, nil}
+		_, err := store.CompareAndSet(t.Context(), "k", base, "v", op)
+		require.ErrorAs(t, err, new(*tidemark.ConflictError))
+		_, err = store.CompareAndDelete(t.Context(), "k", base, op)
+		require.ErrorAs(t, err, new(*tidemark.ConflictError))
+		assert.Equal(t, int64(-1), baseColumn(base))
+	}
+	assert.EqualValues(t, math.MaxInt64-1, baseColumn(math.MaxInt64-1))
 }
 
 // TestWrite_ContextEnds cuts the context off at moments that no real database
