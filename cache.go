@@ -113,8 +113,9 @@ func (c *Cache[K, V]) shard(hash uint64) *shard[K, V] {
 }
 
 // Get returns the value of key if memory has one that may be served at
-// [Options.Level]. It never blocks, takes no lock and allocates nothing. A
-// cached absence is a miss here; GetEntry tells them apart.
+// [Options.Level]. It never blocks and allocates nothing, but for the load that
+// it starts if [Options.RefreshAfter] has passed. A cached absence is a miss
+// here; GetEntry tells them apart.
 //
 // The value is shared with other readers and must not be modified.
 func (c *Cache[K, V]) Get(key K) (V, bool) {
@@ -146,9 +147,9 @@ func (c *Cache[K, V]) find(key K) *node[K, V] {
 	return n
 }
 
-// peek returns the node of key if it is of this era and has not expired. The
-// era is read before the entry: an entry that an invalidation was to replace is
-// either seen replaced, or belongs to an era that was over (S62).
+// peek returns the node of key if it is of this era and has not expired. An entry
+// never changes its era, and eras never come back, so an entry that something
+// has made suspect after the era was read is one that was good while this ran.
 func (c *Cache[K, V]) peek(hash uint64, key K) *node[K, V] {
 	era := c.era.Load()
 	n := c.shard(hash).table.Find(hash, key)

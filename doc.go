@@ -16,19 +16,22 @@
 // In one process:
 //
 //   - A read never returns less than an earlier one has returned, or than Put,
-//     Update, Invalidate or a message have announced, before it began.
+//     Update, Invalidate or a message have announced, before it began. This
+//     takes a source whose versions rise, and whose loads are as current as
+//     [Options.LoaderClass] says: what was announced and is not in memory is
+//     not held against a source that goes back.
 //   - What Put, Update, CompareAndSet or Delete returned as stored is seen by
 //     every read that begins afterwards, or something newer.
 //   - A load that an invalidation overtakes is not cached, and readers who ask
 //     after the invalidation do not get its result. InvalidateAll overtakes
 //     every load.
-//   - Update and CompareAndSet never commit a decision made on a stale entry:
+//   - Update and CompareAndSet never commit a decision made on a stale value:
 //     the store refuses it with a [*ConflictError].
 //   - A write whose outcome is not known keeps its key out of memory until the
 //     store tells.
-//   - One load per key at a time, however many readers wait; a slow load
-//     delays readers of its own key only, and none of them beyond its own
-//     context.
+//   - One load for all readers of a key whom it can satisfy, and never more than
+//     two of a key at a time, however many readers wait; a slow load delays
+//     readers of its own key only, and none of them beyond its own context.
 //   - The cost of all entries is at most MaxCost at every moment.
 //
 // With an Invalidator, between replicas: a change is heard as fast as the

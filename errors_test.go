@@ -1,10 +1,13 @@
 package tidemark
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"math"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -186,7 +189,7 @@ func TestErrors_Closed(t *testing.T) {
 func TestErrors_CancelledContext(t *testing.T) {
 	s := newSource()
 	b := newBus()
-	c := replicas(t, 1, s, b)[0]
+	c := calmReplicas(t, 1, s, b)[0]
 	s.set("k", 1)
 	_, err := c.Load(t.Context(), "k")
 	require.NoError(t, err)
@@ -242,4 +245,43 @@ func TestErrors_Text(t *testing.T) {
 	assert.Equal(t, "invalid", Outcome(99).String())
 	require.NoError(t, Stale.Err())
 	assert.Equal(t, "suspect", EventSuspect.String())
+}
+
+// The Logger hears what an operator should know, at a level that says whether to
+// get up for it, and never a key or a value.
+func TestLogger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, b := newSource(), newBus()
+		var out bytes.Buffer
+		c := newCache(t, Options[string, int]{
+			MaxCost: small, Store: s, Invalidator: b.invalidator(), DoubtTimeout: time.Nanosecond,
+			Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		})
+		s.set("secret", 4711)
+		require.NoError(t, c.Ready(t.Context()))
+		b.setFault(func(int, []byte) [][]byte { return nil })
+		time.Sleep((missedBeats + 2) * testBeat)
+		b.setFault(nil)
+		time.Sleep(2 * testBeat)
+		s.beforeWrite = func(context.Context, string) error { return errAnswerLost }
+		_, err := c.CompareAndSet(t.Context(), "secret", 1, 4712)
+		require.ErrorAs(t, err, new(*UncertainError))
+		time.Sleep(time.Second)
+		c.suspect("a reason")
+		s.beforeWrite = func(context.Context, string) error { panic("boom") }
+		_, err = c.CompareAndSet(t.Context(), "secret", 1, 4712)
+		require.Error(t, err)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		said := out.String()
+		for _, line := range []string{
+			`level=WARN msg="tidemark: cut off from the replicas"`, `level=INFO msg="tidemark: hears the replicas"`,
+			`level=WARN msg="tidemark: a write is in doubt"`, `level=INFO msg="tidemark: a write in doubt is settled" committed=false`,
+			`level=WARN msg="tidemark: messages may be missing" reason="a reason"`, `level=ERROR msg="tidemark: a callback panicked"`,
+		} {
+			assert.Contains(t, said, line)
+		}
+		assert.NotContains(t, said, "secret")
+		assert.NotContains(t, said, "471")
+	})
 }

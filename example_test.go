@@ -71,6 +71,13 @@ func (a *accounts) Outcome(_ context.Context, _ string, op tidemark.OpID) (tidem
 	return v, ok, nil
 }
 
+// restore puts the database back to where it began.
+func (a *accounts) restore() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.rows = newAccounts().rows
+}
+
 // The first thing to do: read through the cache.
 func Example() {
 	ctx := context.Background()
@@ -209,6 +216,49 @@ func ExampleCache_Read() {
 	_, err := cache.Read(ctx, "alice", tidemark.AtLeast(3))
 	fmt.Println(any.Version, newer.Version, errors.Is(err, tidemark.ErrStale))
 	// Output: 1 2 true
+}
+
+// Delete leaves an absence, with a version of its own: what is older can no
+// longer come back.
+func ExampleCache_Delete() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: newAccounts()})
+	defer cache.Close(ctx)
+
+	e, _ := cache.Load(ctx, "alice")
+	gone, err := cache.Delete(ctx, "alice", e.Version)
+	fmt.Println("absent:", gone.Absent, "as of version", gone.Version, err)
+
+	fmt.Println(cache.Put("alice", 1200, 1)) // somebody is late
+	_, err = cache.Load(ctx, "alice")
+	fmt.Println(err)
+
+	again, _ := cache.CompareAndSet(ctx, "alice", 0, 500) // 0: must not exist
+	fmt.Println(again.Value, "at version", again.Version)
+	// Output:
+	// absent: true as of version 2 <nil>
+	// stale
+	// tidemark: not found
+	// 500 at version 3
+}
+
+// After a restore from a backup versions start again. InvalidateAll declares it.
+func ExampleCache_InvalidateAll() {
+	ctx := context.Background()
+	db := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: db})
+	defer cache.Close(ctx)
+
+	e, _ := cache.Update(ctx, "alice", func(cur tidemark.Entry[int]) (int, error) { return cur.Value + 100, nil })
+	fmt.Println(e.Value, "at version", e.Version)
+	db.restore()
+	fmt.Println(cache.InvalidateAll(ctx))
+	e, _ = cache.Load(ctx, "alice")
+	fmt.Println(e.Value, "at version", e.Version)
+	// Output:
+	// 1300 at version 2
+	// <nil>
+	// 1200 at version 1
 }
 
 // LoadMany returns what exists; absent keys are missing from the map.

@@ -747,7 +747,7 @@ func TestS09_NothingIsServedThatWasLoadedBeforeTheReplicaHears(t *testing.T) {
 		return nil
 	})
 	inv := b.invalidator()
-	inv.Beat = 200 * time.Millisecond
+	inv.Beat = time.Second // no pause of this machine is long enough to look like a cut
 	c := newCache(t, Options[string, int]{MaxCost: small, Store: s, Invalidator: inv})
 	s.set("k", 10)
 	assert.Equal(t, 10, load(t, c, "k").Value)

@@ -874,7 +874,7 @@ func TestCutOff_HelloFromBeforeTheLossProvesNothing(t *testing.T) {
 	})
 }
 
-func TestSilence_OfAnOriginIsNoticedOnce(t *testing.T) {
+func TestS33_TheSilenceOfADeadOriginIsNoticedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, b := newSource(), newBus()
 		src.set("k", 1)

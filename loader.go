@@ -14,9 +14,10 @@ type Loader[K comparable, V any] interface {
 	// the version of the deletion if the source knows it and zero otherwise.
 	// The value must not be modified afterwards.
 	//
-	// Load may be called at once for different keys, and must not read the same
-	// key through the cache it loads for: that would wait for itself. A panic
-	// is contained and reported as a [*LoadError].
+	// Load may be called at once for different keys, and twice at once for one
+	// key. It must not read through the cache it loads for: the same key would
+	// wait for itself, and other keys for places among MaxLoads that loads like
+	// this one hold. A panic is contained and reported as a [*LoadError].
 	Load(ctx context.Context, key K) (V, Version, error)
 }
 

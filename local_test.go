@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -57,7 +58,7 @@ func TestS71_ACallbackForAnOldEntryDoesNotRemoveTheNew(t *testing.T) {
 		c.left(nil)
 	}
 	served(t, c, "k", 2, "the old entry's callback")
-	require.Equal(t, Applied, c.Put("last", 1, 2))
+	require.Equal(t, Applied, c.Put("newest", 1, 1))
 	offerAll(t, c)
 	for range 2 {
 		c.left(old)
@@ -66,11 +67,10 @@ func TestS71_ACallbackForAnOldEntryDoesNotRemoveTheNew(t *testing.T) {
 
 	recent := residentOf(t, c, "k")
 	require.NotSame(t, old, recent)
-	if recent.state == offered {
-		c.left(recent)
-		missing(t, c, "k", "its own callback")
-		c.left(recent)
-	}
+	require.Equal(t, offered, recent.state)
+	c.left(recent)
+	missing(t, c, "k", "its own callback")
+	c.left(recent)
 }
 
 // The callback comes for an entry that was not given to Ristretto, or not yet,
@@ -165,6 +165,9 @@ func TestS72_InvalidateAllBesideManyFills(t *testing.T) {
 				began := round
 				f := c.BeginFill(key)
 				epoch.RUnlock()
+				if i%10 == 0 { // a slow one, so that some are overtaken
+					time.Sleep(50 * time.Microsecond)
+				}
 				f.Commit(began, Version(1+i+g*rounds*10))
 				epoch.RLock()
 				if v, ok := c.Get(key); ok {
@@ -179,6 +182,7 @@ func TestS72_InvalidateAllBesideManyFills(t *testing.T) {
 		round++
 		assert.NoError(t, c.InvalidateAll(t.Context()))
 		epoch.Unlock()
+		time.Sleep(20 * time.Microsecond)
 	}
 	wg.Wait()
 	require.NoError(t, c.check())

@@ -49,7 +49,8 @@ type Options[K comparable, V any] struct {
 
 	// TTL bounds how long an entry is served, counted from the start of the
 	// load or write that brought it. It is the last line of defence against
-	// changes nobody announced. Zero means no bound.
+	// changes nobody announced. Zero means no bound. Time is the monotonic
+	// clock's, which on most systems stands still while a machine is suspended.
 	TTL time.Duration
 
 	// TTLJitter shortens each entry's TTL by a random share of it, up to this

@@ -668,7 +668,7 @@ func TestInvalidate_KeyThatCannotBeNamedTravelsAsEverything(t *testing.T) {
 	})
 }
 
-func TestPublisher(t *testing.T) {
+func TestS36_ABatchJobTellsTheReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, b := newSource(), newBus()
 		r := []*Cache[string, int]{}

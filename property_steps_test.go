@@ -432,6 +432,9 @@ func (w *world) commitFill(t *rapid.T, v *view, f *filling) {
 	case got == TooLarge && fits:
 		fail("it fits")
 	}
+	if got != Applied && f.began < v.since[f.key] {
+		v.moves[f.key]++ // across InvalidateAll it counts as a change without a version
+	}
 	if m.version != 0 {
 		v.see(f.key, m)
 	}

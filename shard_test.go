@@ -43,7 +43,7 @@ func TestCache_FirstSteps(t *testing.T) {
 
 func TestReplicas_FirstSteps(t *testing.T) {
 	s := newSource()
-	r := replicas(t, 2, s, newBus())
+	r := calmReplicas(t, 2, s, newBus())
 	s.set("k", 1)
 	for _, c := range r {
 		_, err := c.Load(t.Context(), "k")

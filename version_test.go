@@ -231,6 +231,28 @@ func TestS24_KeysOfEqualHash(t *testing.T) {
 	served(t, c, keys[3], 2, "written beside the others")
 }
 
+// The source was restored from a backup, where versions are lower again. Once
+// that is declared they are taken as they come.
+func TestS19_AfterARestoreVersionsStartAgain(t *testing.T) {
+	s := newSource()
+	c := onSource(t, s)
+	for v := range 5 {
+		s.set("k", v)
+	}
+	assert.EqualValues(t, 5, load(t, c, "k").Version)
+	s.mu.Lock()
+	s.rows["k"] = row{value: 10, version: 2}
+	s.mu.Unlock()
+	_, err := c.Read(t.Context(), "k", Linearizable)
+	require.ErrorIs(t, err, ErrStale, "undeclared, it is a source that goes back")
+	require.NoError(t, c.InvalidateAll(t.Context()))
+	assert.EqualValues(t, 2, load(t, c, "k").Version)
+	served(t, c, "k", 2, "what the restored source has")
+	_, err = c.CompareAndSet(t.Context(), "k", 2, 20)
+	require.NoError(t, err)
+	served(t, c, "k", 3, "and writes go on from there")
+}
+
 // sameSlot returns n keys of one shard and one slot of its tide, of different
 // hash.
 func sameSlot(c *Cache[string, int], n int) (keys []string) {

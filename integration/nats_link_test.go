@@ -19,8 +19,8 @@ import (
 
 const (
 	natsBeat  = 150 * time.Millisecond
-	calmBeat  = 500 * time.Millisecond // where a busy machine must not look like silence
-	natsCache = "accounts"             // the cache's name on every server of these tests
+	calmBeat  = time.Second // where a busy machine must not look like silence
+	natsCache = "accounts"  // the cache's name on every server of these tests
 	patience  = 20 * time.Second
 )
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -56,6 +57,33 @@ func TestSQLStore_PostgresStricterDefault(t *testing.T) {
 		store, _ := newStore(t, d, sqlstore.Options[string, string]{})
 		return store
 	}, storetest.Options{})
+}
+
+// TestSQLStore_PostgresPruneCountsFromTheCommit holds up a write by a lock on its
+// row: it is dated by when it was made, not by when its transaction began.
+func TestSQLStore_PostgresPruneCountsFromTheCommit(t *testing.T) {
+	d := openPostgres(t, postgresConfig(t))
+	store, table := newStore(t, d, sqlstore.Options[string, string]{})
+	v, err := store.CompareAndSet(t.Context(), "k", 0, "a", newOp())
+	require.NoError(t, err)
+	tx, err := d.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `SELECT 1 FROM `+table+` WHERE "key" = 'k' FOR UPDATE`)
+	require.NoError(t, err)
+	op := newOp()
+	written := make(chan error, 1)
+	go func() {
+		_, err := store.CompareAndSet(t.Context(), "k", v, "b", op)
+		written <- err
+	}()
+	time.Sleep(7 * time.Second)
+	require.NoError(t, tx.Rollback())
+	require.NoError(t, <-written)
+	_, err = store.Prune(t.Context(), 5*time.Second)
+	require.NoError(t, err)
+	_, found, err := store.Outcome(t.Context(), "k", op)
+	require.NoError(t, err)
+	assert.True(t, found, "the write was committed just now")
 }
 
 func TestSQLStore_PostgresCommitFaults(t *testing.T) {

@@ -82,6 +82,9 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	if *all && flags.NArg() > 0 {
 		return complain(std, "invalidate", errors.New("-all takes no keys"))
 	}
+	if misplaced := misplacedFlag(flags); misplaced != "" {
+		return complain(std, "invalidate", fmt.Errorf("%s stands behind a key: flags go first; for a key of that name use standard input", misplaced))
+	}
 	var changed []keyVersion
 	if !*all {
 		if flags.NArg() == 0 && isTerminal(std.in) {
@@ -95,6 +98,9 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	if err := publishInvalidations(ctx, target, *all, changed); err != nil {
+		if errors.As(err, new(*tidemark.OptionError)) {
+			return complain(std, "invalidate", err)
+		}
 		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
 		return exitFailed
 	}
@@ -108,6 +114,19 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		fmt.Fprintf(std.out, "published %d keys on %s\n", len(changed), subject)
 	}
 	return exitOK
+}
+
+// misplacedFlag returns an argument that is a flag of this command, and would be
+// taken for a key.
+func misplacedFlag(flags *flag.FlagSet) string {
+	for _, arg := range flags.Args() {
+		name, dashed := strings.CutPrefix(arg, "-")
+		name, _, _ = strings.Cut(strings.TrimPrefix(name, "-"), "=")
+		if dashed && flags.Lookup(name) != nil {
+			return arg
+		}
+	}
+	return ""
 }
 
 // A keyVersion is one key as the user wrote it.
@@ -154,6 +173,9 @@ func parseKeyVersion(s, keyType string) (k keyVersion, err error) {
 			return k, fmt.Errorf("%q has version %s, which is too large", s, s[at+1:])
 		}
 		k.text, k.version = s[:at], tidemark.Version(v)
+	}
+	if k.text == "" {
+		return k, fmt.Errorf("%q has no key", s)
 	}
 	if keyType == "int" {
 		if k.number, err = strconv.ParseInt(k.text, 10, 64); err != nil {

@@ -81,7 +81,28 @@ func TestInvalidatePublishesNothingIfAKeyIsWrong(t *testing.T) {
 	assert.Equal(t, exitUsage, r.status)
 	assert.Contains(t, r.err, `line 2: "x" is not an integer key`)
 	assert.Contains(t, r.err, `line 4: "y" is not an integer key`)
-	assert.Empty(t, heard)
+
+	r = tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "accounts", "-all")
+	require.Equal(t, exitOK, r.status, r.err)
+	select {
+	case m := <-heard:
+		assert.Equal(t, wire.KindInvalidateAll, m.Kind, "nothing came before it")
+	case <-time.After(5 * time.Second):
+		assert.Fail(t, "nothing was published")
+	}
+}
+
+func TestInvalidateRefusesWhatIsProbablyAMistake(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	for _, args := range [][]string{
+		{"-name", "accounts", "alice", "-all"}, {"-name", "accounts", "alice", "--schema=2"},
+		{"-name", "accounts", "@5"}, {"-name", "accounts", ""}, {"-name", "two words", "alice"},
+	} {
+		r := tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", s.ClientURL()}, args...)...)
+		assert.Equal(t, exitUsage, r.status, "%q", args)
+		assert.Empty(t, r.out, "%q", args)
+		assert.NotEmpty(t, r.err, "%q", args)
+	}
 }
 
 func TestInvalidateAll(t *testing.T) {
@@ -162,7 +183,7 @@ func TestInvalidateSaysWhyItFailed(t *testing.T) {
 
 	s := startNATS(t, server.Options{})
 	r = tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "not a name", "a")
-	assert.Equal(t, exitFailed, r.status)
+	assert.Equal(t, exitUsage, r.status)
 	assert.Contains(t, r.err, `"not a name"`)
 
 	closed := startNATS(t, server.Options{Users: []*server.User{{

@@ -44,11 +44,19 @@ func declaredTests(files map[string][]byte) map[string]bool {
 	return tests
 }
 
-// missing returns the tests that a document names and nobody has written.
+// missing returns the tests that a document names and nobody has written. A name
+// with .* behind it stands for all that begin with it.
 func missing(name string, text []byte, tests map[string]bool) (problems []string) {
 	for i, line := range strings.Split(string(text), "\n") {
-		for _, test := range named.FindAllString(line, -1) {
-			if !tests[test] {
+		for _, at := range named.FindAllStringIndex(line, -1) {
+			test := line[at[0]:at[1]]
+			exists := tests[test]
+			if strings.HasPrefix(line[at[1]:], ".*") {
+				for name := range tests {
+					exists = exists || strings.HasPrefix(name, test)
+				}
+			}
+			if !exists {
 				problems = append(problems, fmt.Sprintf("%s:%d names %s, which does not exist", path.Base(name), i+1, test))
 			}
 		}
@@ -62,6 +70,9 @@ func TestMissing(t *testing.T) {
 		"y.go":      []byte("func TestElsewhere(t *testing.T) {"),
 	})
 	assert.Equal(t, map[string]bool{"TestThere": true}, tests)
-	got := missing("doc", []byte("see `TestThere`,\nTestElsewhere and Testing and FuzzX."), tests)
-	assert.Equal(t, []string{"doc:2 names TestElsewhere, which does not exist", "doc:2 names FuzzX, which does not exist"}, got)
+	got := missing("doc", []byte("see `TestThere`, `TestTh.*`,\nTestElsewhere and Testing and FuzzX.\nTestTh and TestElse.*"), tests)
+	assert.Equal(t, []string{
+		"doc:2 names TestElsewhere, which does not exist", "doc:2 names FuzzX, which does not exist",
+		"doc:3 names TestTh, which does not exist", "doc:3 names TestElse, which does not exist",
+	}, got)
 }

@@ -37,3 +37,29 @@ func TestGuards_AreWhereTheyAreSaidToBe(t *testing.T) {
 		names[g.name] = true
 	}
 }
+
+// DESIGN.md has the table as it is printed, and each test in it exists, in the
+// module and package where it will be run.
+func TestGuards_AreInTheDesign(t *testing.T) {
+	design, err := os.ReadFile(filepath.Join("..", "..", "DESIGN.md"))
+	require.NoError(t, err)
+	assert.True(t, strings.HasSuffix(string(design), "\n"+table()), "its last lines must be what go run ./internal/mutants -list prints")
+	for _, g := range guards {
+		dir := filepath.Join("..", "..", g.module, g.pkg)
+		var tests strings.Builder
+		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		require.NoError(t, err)
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			require.NoError(t, err)
+			tests.Write(text)
+		}
+		for name := range strings.SplitSeq(g.test, "|") {
+			name, several := strings.CutSuffix(name, ".*")
+			if !several {
+				name += "("
+			}
+			assert.Contains(t, tests.String(), "\nfunc "+name, "%s", g.name)
+		}
+	}
+}
