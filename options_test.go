@@ -291,6 +291,7 @@ func TestClose_AWriteThatDoesNotEnd(t *testing.T) {
 					_, _, err = uncertain.Wait(t.Context())
 					require.ErrorIs(t, err, ErrClosed)
 				}
+				require.ErrorIs(t, c.Close(t.Context()), context.DeadlineExceeded, "what the first one said")
 				missing(t, c, "k", "the cache is closed")
 			})
 		})

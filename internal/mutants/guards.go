@@ -1082,7 +1082,7 @@ var guards = []guard{
 		old:    "c.closing.Do(func() { c.closeEr = c.close(ctx) })",
 		new:    "c.closeEr = c.close(ctx)",
 		breaks: "a second Close closes what is closed, and says something else",
-		test:   "TestClose_Repeatedly",
+		test:   "TestClose_AWriteThatDoesNotEnd",
 	},
 	{
 		name:   "close 2",
