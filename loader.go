@@ -71,11 +71,16 @@ type flight[K comparable, V any] struct {
 // known then, or w was there before it.
 func (f *flight[K, V]) meets(w *waiter[K, V]) bool {
 	m := mark{f.entry.Version, f.entry.Absent}
-	if m.version != 0 {
-		return !m.before(w.want)
+	want, need := w.want, w.need
+	if generation(f.era) != w.gen { // versions do not compare with what was known before
+		want = mark{version: w.level.version}
+		need = want
 	}
-	begunLate := f.id > w.arrived || !f.floor.before(w.need)
-	return !f.overtaken && (!m.before(w.want) || f.strong && begunLate)
+	if m.version != 0 {
+		return !m.before(want)
+	}
+	begunLate := f.id > w.arrived || !f.floor.before(need)
+	return !f.overtaken && (!m.before(want) || f.strong && begunLate)
 }
 
 // A waiter is one read's way through one or more loads.
@@ -96,6 +101,7 @@ type waiter[K comparable, V any] struct {
 	// ones have begun after it.
 	arrived uint64
 	tries   int
+	gen     uint32 // when the read began
 }
 
 // maxRunning bounds the loads of one key that run at once: one that may have
@@ -182,7 +188,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	first := w.tries == 0
 	w.tries++
 	if first {
-		w.arrived = s.flights
+		w.arrived, w.gen = s.flights, generation(c.era.Load())
 		// A load may have ended between the look without the lock and now.
 		if n := c.peek(w.hash, w.key); n != nil && w.level.admits(n.E.version) {
 			return n, nil, false, nil
@@ -318,6 +324,10 @@ func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 		}
 		c.finish(f, loaded, err)
 	}()
+	if c.life.Err() != nil { // it was not yet its turn when the cache ended
+		err = ErrClosed
+		return
+	}
 	ctx, cancel := c.loadContext(caller)
 	defer cancel()
 	err = c.ask(ctx, func() error {

@@ -363,7 +363,7 @@ func TestLoad_CallbacksThatDoNotReturn(t *testing.T) {
 					failing = true
 					err := get(t, async(read)).err
 					assert.False(t, failing, "the callback was called")
-					if o.Breaker == nil && how == "panic" {
+					if o.Breaker == nil && (how == "panic" || o.OnEvent != nil) {
 						require.NoError(t, err, "the source has answered")
 					} else {
 						var panicked *PanicError
@@ -697,10 +697,23 @@ type nilError struct{ cause error }
 func (e *nilError) Error() string { return "nil: " + e.cause.Error() }
 func (e *nilError) Unwrap() error { return e.cause }
 
+// A pickyError does not stand certain questions.
+type pickyError struct{}
+
+func (pickyError) Error() string { return "picky" }
+func (pickyError) Is(target error) bool {
+	if target == ErrUnavailable {
+		panic("Is")
+	}
+	return false
+}
+func (pickyError) As(target any) bool { _ = target.(**pickyError); return true }
+
 // An error that cannot be looked into is a PanicError, and ends nothing else.
 func TestLoad_AnErrorThatPanics(t *testing.T) {
 	var broken *nilError
 	for name, l := range map[string]Loader[string, int]{
+		"picky":    LoaderFunc[string, int](func(context.Context, string) (int, Version, error) { return 1, 1, pickyError{} }),
 		"Load":     LoaderFunc[string, int](func(context.Context, string) (int, Version, error) { return 1, 1, broken }),
 		"LoadMany": bulkFunc(func(context.Context, []string) (map[string]Loaded[int], error) { return nil, broken }),
 		"Loaded": bulkFunc(func(context.Context, []string) (map[string]Loaded[int], error) {
@@ -812,6 +825,65 @@ func TestLoad_TheNextLoadIsFencedFromItsBeginning(t *testing.T) {
 	value(t, second)
 	idle(t, c)
 	served(t, c, "k", 2, "what the last load brought")
+}
+
+// A load whose turn has not come when the cache closes is not begun: the source
+// may be closed next.
+func TestClose_BeginsNoLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, Options[string, int]{MaxCost: small, Shards: 1, Loader: s})
+		s.set("k", 10)
+		var calls atomic.Int32
+		s.beforeLoad = func(context.Context, string) error { calls.Add(1); time.Sleep(10 * time.Second); return nil } // heeds no context
+		var readers []<-chan result
+		for range 3 {
+			readers = append(readers, loading(t, c, "k", Linearizable))
+		}
+		synctest.Wait()
+		require.True(t, c.pendingNext("k"))
+		began := time.Now()
+		require.NoError(t, c.Close(t.Context()))
+		assert.Equal(t, 10*time.Second, time.Since(began), "those that ran have ended")
+		assert.EqualValues(t, 2, calls.Load())
+		for _, r := range readers {
+			require.ErrorIs(t, get(t, r).err, ErrClosed)
+		}
+	})
+}
+
+// The source was restored and InvalidateAll says so, while a read of before waits
+// for a load that begins after it.
+func TestS12_AReadFromBeforeTakesWhatTheRestoredSourceHas(t *testing.T) {
+	s := newSource()
+	c := onSource(t, s)
+	for v := range 10 {
+		s.set("k", v)
+	}
+	load(t, c, "k")
+	held := []*latch{newLatch(t), newLatch(t)}
+	var calls atomic.Int32
+	s.afterLoad = func(ctx context.Context, key string) error {
+		if n := int(calls.Add(1)); n <= len(held) {
+			return held[n-1].hook(ctx, key)
+		}
+		return nil
+	}
+	first := loading(t, c, "k", Linearizable)
+	held[0].wait(t)
+	second := loading(t, c, "k", Linearizable)
+	held[1].wait(t)
+	third := loading(t, c, "k", Linearizable)
+	eventually(t, func() bool { return c.pendingNext("k") }, "the third waits")
+	s.mu.Lock()
+	s.rows["k"] = row{value: 30, version: 3}
+	s.mu.Unlock()
+	require.NoError(t, c.InvalidateAll(t.Context()))
+	held[0].release()
+	assert.Equal(t, 30, value(t, third).Value)
+	held[1].release()
+	value(t, first)
+	value(t, second)
 }
 
 // pendingNext reports whether a load of key waits for its turn.

@@ -121,9 +121,10 @@ type Options[K comparable, V any] struct {
 	// writes in doubt. Nil means that nothing is logged.
 	Logger *slog.Logger
 
-	// OnEvent, if not nil, is called for each Event, with no lock held, by the
-	// goroutine that noticed it, so it should be quick. It must not call Close,
-	// which waits for that goroutine. A panic is contained.
+	// OnEvent, if not nil, is called for each Event, with no lock held, while
+	// the goroutine that noticed it waits, so it should be quick. It must not
+	// call Close, or write or invalidate through the cache, which may wait for
+	// that goroutine. A panic is contained.
 	OnEvent func(Event)
 }
 

@@ -321,12 +321,58 @@ func TestClose_AWriteThatEndsTooLateSaysSo(t *testing.T) {
 		held.release()
 		r := get(t, writer)
 		require.ErrorIs(t, r.err, ErrNotBroadcast)
+		for _, nothing := range []error{ErrClosed, ErrUnavailable, context.DeadlineExceeded} {
+			require.NotErrorIs(t, r.err, nothing, "which says that nothing was written")
+		}
 		assert.EqualValues(t, 2, r.entry.Version, "it is committed all the same")
 		time.Sleep((missedBeats + 2) * testBeat)
 		require.Len(t, l.of(EventSuspect), 1)
 		assert.Contains(t, l.of(EventSuspect)[0].Reason, "silent")
 		requireNotServed(t, other, "k")
 	})
+}
+
+// The transport does not end, and Close gives up: a write that ends then does not
+// wait for it.
+func TestClose_AWriteOutlivesTheTransport(t *testing.T) {
+	s := newSource()
+	h := &jammedHint{bus: newBus(), free: make(chan struct{})}
+	defer close(h.free)
+	inv := calm(h.bus)
+	inv.Hint = h
+	c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: inv})
+	require.NoError(t, err)
+	require.NoError(t, c.Ready(t.Context()))
+	l := newLatch(t)
+	s.afterWrite = l.hook
+	writer := async(func() (Entry[int], error) { return c.CompareAndSet(context.Background(), "k", 0, 10) })
+	l.wait(t)
+	h.stuck.Store(true)
+	require.Error(t, c.replica.out.wait(ended(t), c.announce("j", mark{}))) // something is stuck
+	require.ErrorIs(t, c.Close(ended(t)), context.Canceled)
+	l.release()
+	require.ErrorIs(t, get(t, writer).err, ErrNotBroadcast)
+}
+
+// ended returns a context that has ended.
+func ended(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
+}
+
+// A jammedHint publishes nothing while it is stuck, whatever the context says.
+type jammedHint struct {
+	*bus
+	stuck atomic.Bool
+	free  chan struct{}
+}
+
+func (h *jammedHint) Publish(ctx context.Context, msg []byte) error {
+	if h.stuck.Load() {
+		<-h.free
+	}
+	return h.bus.Publish(ctx, msg)
 }
 
 // A write in doubt is settled while the cache closes: the others are told before

@@ -47,6 +47,7 @@ type outbox struct {
 	carried  int            // keys of the message under way
 	carries  bool           // that message says that everything changed
 	nonce    uint64         // of the hello that waits, or 0
+	greeted  bool           // the latest message was a hello: what waits goes before the next
 	tickets  uint64         // handed out so far
 	sent     uint64         // ticket up to which everything is published
 	progress chan struct{}  // closed and replaced when sent rises
@@ -160,28 +161,32 @@ func (o *outbox) kick() {
 // wait returns when everything up to ticket is published. Its error wraps
 // ErrNotBroadcast, and says why.
 func (o *outbox) wait(ctx context.Context, ticket uint64) error {
-	for {
-		o.mu.Lock()
-		sent, progress := o.sent, o.progress
-		o.mu.Unlock()
-		if sent >= ticket {
-			return nil
-		}
-		select {
-		case <-progress:
-		case <-o.ended:
-			return o.notBroadcast(ErrClosed)
-		case <-ctx.Done():
-			return o.notBroadcast(ctx.Err())
-		}
+	if why := o.await(ctx, ticket); why != nil {
+		return fmt.Errorf("%w: %w", ErrNotBroadcast, why)
 	}
+	return nil
 }
 
-// notBroadcast is the error of a wait that ended because of why.
-func (o *outbox) notBroadcast(why error) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return fmt.Errorf("%w: %w", ErrNotBroadcast, errors.Join(why, o.failing))
+// await is wait, but returns why not.
+func (o *outbox) await(ctx context.Context, ticket uint64) (why error) {
+	for {
+		o.mu.Lock()
+		sent, progress, failing := o.sent, o.progress, o.failing
+		o.mu.Unlock()
+		switch {
+		case sent >= ticket:
+			return nil
+		case why != nil:
+			return errors.Join(why, failing)
+		}
+		select { // and look once more, whatever it is
+		case <-progress:
+		case <-o.life.Done(): // ended may come later, or never: a transport need not return
+			why = ErrClosed
+		case <-ctx.Done():
+			why = ctx.Err()
+		}
+	}
 }
 
 // close publishes what waits, until ctx ends, and says goodbye with a hello, so
@@ -275,8 +280,11 @@ func (o *outbox) run() {
 func (o *outbox) next() (m *wire.Message, upTo uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	waits := o.all || len(o.queue) > 0
+	greet := o.nonce != 0 && !(o.greeted && waits)
+	o.greeted = greet
 	switch {
-	case o.nonce != 0: // first: a long queue must not make this replica deaf to itself
+	case greet: // first: a long queue must not make this replica deaf to itself
 		m = o.message(wire.KindHello)
 		m.Nonce, o.nonce = o.nonce, 0
 		return m, 0

@@ -727,6 +727,84 @@ func TestS36_ABatchJobTellsTheReplicas(t *testing.T) {
 	})
 }
 
+// A transport takes longer for a message than a beat: hellos and changes take
+// turns, so that neither waits for ever.
+func TestOutbox_ASlowTransportStarvesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, b := newSource(), newBus()
+		inv := b.invalidator()
+		inv.Hint = slowHint{b, testBeat + testBeat/10}
+		r := []*Cache[string, int]{}
+		for range 2 {
+			c, _ := listener(t, src, inv)
+			require.NoError(t, c.Ready(t.Context()))
+			r = append(r, c)
+		}
+		time.Sleep(10 * testBeat)
+		p, err := NewPublisher(PublisherOptions[string]{Invalidator: inv})
+		require.NoError(t, err)
+		src.set("k", 1)
+		hold(t, r[1], "k")
+		ctx, cancel := context.WithTimeout(t.Context(), 5*testBeat)
+		defer cancel()
+		_, err = r[0].Update(ctx, "k", func(Entry[int]) (int, error) { return 2, nil })
+		require.NoError(t, err)
+		require.NoError(t, r[0].Invalidate(ctx, "k", 2))
+		requireNotServed(t, r[1], "k")
+		hold(t, r[1], "k")
+		ctx, cancel = context.WithTimeout(t.Context(), 5*testBeat)
+		defer cancel()
+		require.NoError(t, p.Invalidate(ctx, "k", 3))
+		requireNotServed(t, r[1], "k")
+		require.NoError(t, p.Close(t.Context()))
+		time.Sleep(50 * testBeat)
+		assert.False(t, r[0].Stats().CutOff || r[1].Stats().CutOff, "and they hear each other")
+	})
+}
+
+// A slowHint takes its time for each message.
+type slowHint struct {
+	*bus
+	latency time.Duration
+}
+
+func (h slowHint) Publish(ctx context.Context, msg []byte) error {
+	select {
+	case <-time.After(h.latency):
+		return h.bus.Publish(ctx, msg)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// OnEvent ends the goroutine that it is called on. That is not one of the
+// cache's: a doubt is settled, and the heart beats on.
+func TestOnEvent_EndsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, b := newSource(), newBus()
+		src.set("k", 1)
+		c := newCache(t, Options[string, int]{
+			MaxCost: small, Store: src, Invalidator: b.invalidator(), DoubtTimeout: time.Millisecond,
+			OnEvent: func(Event) { goexit() },
+		})
+		require.NoError(t, c.Ready(t.Context()))
+		src.afterWrite = func(context.Context, string) error { return errAnswerLost }
+		_, err := c.CompareAndSet(t.Context(), "k", 1, 2)
+		var uncertain *UncertainError
+		require.ErrorAs(t, err, &uncertain)
+		v, committed, err := uncertain.Wait(t.Context())
+		require.NoError(t, err)
+		assert.True(t, committed && v == 2)
+		c.suspect("test")
+		hold(t, c, "k")
+		b.setFault(func(int, []byte) [][]byte { return nil })
+		time.Sleep((missedBeats + 2) * testBeat)
+		assert.True(t, c.Stats().CutOff, "it still notices that it is deaf")
+		b.setFault(nil)
+		require.NoError(t, c.Ready(t.Context()))
+	})
+}
+
 // A message of a Publisher that stays is missed when it says hello next, and one
 // that dies is missed by its silence.
 func TestPublisher_LostMessageIsNoticedWithinABeat(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 )
@@ -182,17 +183,23 @@ type Event struct {
 	Err    error  // may be nil
 }
 
-// emit calls OnEvent. It must be called with no lock held.
+// emit calls OnEvent and waits for it, in a goroutine of its own: a callback that
+// ends that must not end one that the cache needs. It must be called with no lock
+// held.
 func (c *Cache[K, V]) emit(e Event) {
 	if c.opts.OnEvent == nil {
 		return
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			c.stats.panics.Add(1) // no event: it might panic again
-		}
-	}()
-	c.opts.OnEvent(e)
+	var calling sync.WaitGroup
+	calling.Go(func() {
+		defer func() {
+			if r := recover(); r != nil {
+				c.stats.panics.Add(1) // no event: it might panic again
+			}
+		}()
+		c.opts.OnEvent(e)
+	})
+	calling.Wait()
 }
 
 // readable returns err, or a PanicError if looking into it panics: a nil pointer
@@ -208,8 +215,10 @@ func readable(err error, caught func(panicked any) error) (result error) {
 			result = caught(r)
 		}
 	}()
-	_ = err.Error()
+	_ = err.Error() // and all else that is asked of one
 	errors.Is(err, ErrNotFound)
+	errors.Is(err, ErrUnavailable)
+	errors.As(err, new(*ConflictError))
 	return err
 }
 

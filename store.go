@@ -130,8 +130,8 @@ func backOff(ctx context.Context, try int) error {
 // was written; [*UncertainError] if that is not known; and [ErrNoVersion] if it
 // was, at a version that is not above base, which no Store may do. A write that
 // Close did not wait for returns its new state and [ErrNotBroadcast] if the
-// other replicas were not told. Look for UncertainError first: it wraps what the
-// Store returned, which may be ctx's error.
+// other replicas were not told. Look for UncertainError and ErrNotBroadcast first:
+// UncertainError wraps what the Store returned, which may be ctx's error.
 func (c *Cache[K, V]) CompareAndSet(ctx context.Context, key K, base Version, value V) (Entry[V], error) {
 	return c.write(ctx, &write[K, V]{key: key, base: base, value: value}, func(op OpID) (Version, error) {
 		return c.opts.Store.CompareAndSet(ctx, key, base, value, op)
@@ -156,6 +156,8 @@ type write[K comparable, V any] struct {
 	op     OpID
 	fence  fence[K]
 	began  int64
+
+	doubted bool // it is in doubt, and somebody sees to that
 }
 
 // write makes one conditional write. From before it is sent until its result
@@ -186,7 +188,7 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 	}()
 	returned := false
 	defer func() {
-		if !returned { // the store has ended this goroutine: nobody will hear of it
+		if !returned && !w.doubted { // the store has ended this goroutine: nobody will hear of it
 			c.doubt(w, errGoexit)
 		}
 	}()
@@ -244,7 +246,10 @@ func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Ver
 	ticket := c.announce(w.key, m)
 	var err error
 	if c.closed.Load() && c.replica != nil {
-		err = c.replica.out.wait(ctx, ticket)
+		if why := c.replica.out.await(ctx, ticket); why != nil {
+			// Not wrapped: ErrClosed, ErrUnavailable and ctx's say that nothing was written.
+			err = fmt.Errorf("%w, though the write is committed: %v", ErrNotBroadcast, why)
+		}
 	}
 	return n.E.public(c.now()), err
 }
@@ -254,6 +259,7 @@ func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Ver
 func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
 	d := &doubt{settled: make(chan struct{})}
 	uncertain := &UncertainError{Op: w.op, Err: cause, doubt: d}
+	w.doubted = true
 	c.doubts.Add(1)
 	c.stats.uncertain.Add(1)
 	s := c.shard(w.hash)
@@ -262,13 +268,13 @@ func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
 	s.invalidateLocked(w.key, w.hash, mark{}, byWrite, c.moment())
 	s.mu.Unlock()
 	c.announce(w.key, mark{})
+	if c.loads.enter() {
+		go c.resolve(w.key, w.hash, w.op, w.absent, d)
+	} else {
+		d.settle(0, false, ErrClosed)
+	}
 	c.opts.Logger.Warn("tidemark: a write is in doubt", "op", fmt.Sprintf("%x", w.op), "err", cause)
 	c.emit(Event{Kind: EventUncertain, Err: uncertain})
-	if !c.loads.enter() {
-		d.settle(0, false, ErrClosed)
-		return uncertain
-	}
-	go c.resolve(w.key, w.hash, w.op, w.absent, d)
 	return uncertain
 }
 

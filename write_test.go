@@ -224,6 +224,7 @@ var ambiguous = map[string]func() error{
 	"Goexit":               func() error { goexit(); return nil },
 	"ErrNoStore":           func() error { return fmt.Errorf("audit trail: %w", ErrNoStore) },
 	"an error that panics": func() error { var broken *nilError; return broken },
+	"a picky error":        func() error { return pickyError{} },
 }
 
 // A write is committed and its answer lost. The key is in doubt: read from the
