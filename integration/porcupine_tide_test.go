@@ -729,7 +729,7 @@ type forgetful struct {
 func (c forgetful) CompareAndSet(ctx context.Context, key string, base tidemark.Version, value int) (tidemark.Entry[int], error) {
 	e, err := c.Cache.CompareAndSet(ctx, key, base, value)
 	if errors.As(err, new(*tidemark.UncertainError)) {
-		e, err = c.Read(ctx, key, tidemark.Linearizable)
+		e, _ = c.Read(ctx, key, tidemark.Linearizable)
 		return e, &tidemark.ConflictError{Current: e.Version}
 	}
 	return e, err
