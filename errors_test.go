@@ -257,19 +257,19 @@ func TestLogger(t *testing.T) {
 			MaxCost: small, Store: s, Invalidator: b.invalidator(), DoubtTimeout: time.Nanosecond,
 			Logger: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo})),
 		})
-		s.set("secret", 4711)
+		s.set("secret", 987654321987)
 		require.NoError(t, c.Ready(t.Context()))
 		b.setFault(func(int, []byte) [][]byte { return nil })
 		time.Sleep((missedBeats + 2) * testBeat)
 		b.setFault(nil)
 		time.Sleep(2 * testBeat)
 		s.beforeWrite = func(context.Context, string) error { return errAnswerLost }
-		_, err := c.CompareAndSet(t.Context(), "secret", 1, 4712)
+		_, err := c.CompareAndSet(t.Context(), "secret", 1, 987654321987)
 		require.ErrorAs(t, err, new(*UncertainError))
 		time.Sleep(time.Second)
 		c.suspect("a reason")
 		s.beforeWrite = func(context.Context, string) error { panic("boom") }
-		_, err = c.CompareAndSet(t.Context(), "secret", 1, 4712)
+		_, err = c.CompareAndSet(t.Context(), "secret", 1, 987654321987)
 		require.Error(t, err)
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -282,6 +282,6 @@ func TestLogger(t *testing.T) {
 			assert.Contains(t, said, line)
 		}
 		assert.NotContains(t, said, "secret")
-		assert.NotContains(t, said, "471")
+		assert.NotContains(t, said, "987654321987")
 	})
 }

@@ -804,6 +804,7 @@ func TestS43_HalfOpenLink(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		assert.LessOrEqual(t, time.Since(began), (missedBeats+1)*testBeat+2*time.Millisecond)
+		synctest.Wait() // for the event
 		requireNotServed(t, c, "k")
 		require.Len(t, l.of(EventCutOff), 1)
 		assert.Contains(t, l.of(EventCutOff)[0].Reason, "hello")
@@ -975,7 +976,7 @@ func TestSilence_IsNoticedInTimeAfterACut(t *testing.T) {
 		hold(t, c, "k")
 		before := len(l.of(EventSuspect))
 		src.set("k", 2) // it died between the commit and the message
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats+2)*testBeat + testBeat/2) // not at the moment of a beat
 		assert.Len(t, l.of(EventSuspect), before+1)
 		settled(t, src, c)
 	})
