@@ -260,7 +260,7 @@ func TestLogger(t *testing.T) {
 		s.set("secret", 987654321987)
 		require.NoError(t, c.Ready(t.Context()))
 		b.setFault(func(int, []byte) [][]byte { return nil })
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		b.setFault(nil)
 		time.Sleep(2 * testBeat)
 		s.beforeWrite = func(context.Context, string) error { return errAnswerLost }

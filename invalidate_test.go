@@ -74,7 +74,7 @@ func settled(t testing.TB, s *source, all ...*Cache[string, int]) {
 	for _, c := range all {
 		require.NoError(t, c.Ready(t.Context()))
 	}
-	time.Sleep((missedBeats + 2) * testBeat) // virtual
+	time.Sleep((missedBeats + 3) * testBeat) // virtual
 	synctest.Wait()
 	for i, c := range all {
 		require.False(t, c.Stats().CutOff, "replica %d", i)
@@ -838,7 +838,7 @@ func TestCutOff_ReplayedHelloProvesNothing(t *testing.T) {
 		require.NotNil(t, old)
 		b.setFault(func(int, []byte) [][]byte { return [][]byte{old} })
 		src.set("k", 2)
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		assert.True(t, c.Stats().CutOff)
 		requireNotServed(t, c, "k")
 		b.setFault(nil)
@@ -901,7 +901,7 @@ func TestS33_TheSilenceOfADeadOriginIsNoticedOnce(t *testing.T) {
 			time.Sleep(testBeat)
 		}
 		assert.Len(t, l.of(EventSuspect), 1)
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		assert.Len(t, l.of(EventSuspect), 2)
 		settled(t, src, c)
 	})
@@ -975,7 +975,7 @@ func TestSilence_IsNoticedInTimeAfterACut(t *testing.T) {
 		s.hello()
 		hold(t, c, "k")
 		before := len(l.of(EventSuspect))
-		src.set("k", 2) // it died between the commit and the message
+		src.set("k", 2)                                   // it died between the commit and the message
 		time.Sleep((missedBeats+2)*testBeat + testBeat/2) // not at the moment of a beat
 		assert.Len(t, l.of(EventSuspect), before+1)
 		settled(t, src, c)
@@ -1019,7 +1019,7 @@ func TestSilence_ALongPauseIsForgotten(t *testing.T) {
 		}
 		hold(t, c, "k")
 		before := len(l.of(EventSuspect))
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		assert.Len(t, l.of(EventSuspect), before+1)
 	})
 }

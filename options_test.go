@@ -325,7 +325,7 @@ func TestClose_AWriteThatEndsTooLateSaysSo(t *testing.T) {
 			require.NotErrorIs(t, r.err, nothing, "which says that nothing was written")
 		}
 		assert.EqualValues(t, 2, r.entry.Version, "it is committed all the same")
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		require.Len(t, l.of(EventSuspect), 1)
 		assert.Contains(t, l.of(EventSuspect)[0].Reason, "silent")
 		requireNotServed(t, other, "k")
@@ -403,7 +403,7 @@ func TestClose_WhatADoubtCameToIsTold(t *testing.T) {
 		synctest.Wait()
 		codec.latch.release()
 		err = <-closed
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		requireNotServed(t, other, "k")
 		_ = err // nil or a DoubtError: either is the truth
 	})

@@ -566,7 +566,7 @@ func TestClose_InDoubtSaysNoGoodbye(t *testing.T) {
 		var doubt *DoubtError
 		require.ErrorAs(t, there.Close(t.Context()), &doubt)
 		src.set("k", 2)
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		require.Len(t, l.of(EventSuspect), 1)
 		assert.Contains(t, l.of(EventSuspect)[0].Reason, "silent")
 		requireNotServed(t, here, "k")
@@ -802,7 +802,7 @@ func TestOnEvent_EndsNothing(t *testing.T) {
 		c.suspect("test")
 		hold(t, c, "k")
 		b.setFault(func(int, []byte) [][]byte { return nil })
-		time.Sleep((missedBeats + 2) * testBeat)
+		time.Sleep((missedBeats + 3) * testBeat)
 		assert.True(t, c.Stats().CutOff, "it still notices that it is deaf")
 		b.setFault(nil)
 		require.NoError(t, c.Ready(t.Context()))
@@ -834,7 +834,7 @@ func TestPublisher_LostMessageIsNoticedWithinABeat(t *testing.T) {
 				require.NoError(t, p.Invalidate(t.Context(), "k", v), "the transport took it")
 				requireServed(t, c, "k") // stale, and nothing is promised until the next hello
 				if dies {
-					time.Sleep((missedBeats + 2) * testBeat)
+					time.Sleep((missedBeats + 3) * testBeat)
 				} else {
 					time.Sleep(testBeat)
 				}
