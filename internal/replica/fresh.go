@@ -1,0 +1,115 @@
+package replica
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// A Moment is a time on both clocks.
+type Moment struct {
+	Mono int64 // nanoseconds on the monotonic clock, since some origin
+	Lead int64 // nanoseconds by which the wall clock is ahead of it, since the same
+}
+
+// Since returns the moment of now, as counted from began: both must come from
+// time.Now.
+func Since(began, now time.Time) Moment {
+	mono := int64(now.Sub(began))
+	return Moment{mono, now.UnixNano() - began.UnixNano() - mono}
+}
+
+// Never is older than every moment.
+const Never = math.MinInt64
+
+// A Mark is as of when a replica has missed nothing. Mono is Never if nothing is
+// proven.
+type Mark struct{ Mono, lead int64 }
+
+// At returns the mark of one moment.
+func At(m Moment) Mark { return Mark{m.Mono, m.Lead} }
+
+// NoMark proves nothing, and does not look at the wall clock.
+var NoMark = Mark{Never, math.MaxInt64 / 2}
+
+// Age returns how old a state is at most that was proven to be current at
+// proven, or that the mark vouches for, whichever is later; negative if nothing
+// is known. The larger of the two clocks' answers counts.
+func (m Mark) Age(proven int64, now Moment) time.Duration {
+	from := max(m.Mono, proven)
+	if from == Never {
+		return -1
+	}
+	return time.Duration(max(now.Mono-from, 0) + max(now.Lead-m.lead, 0))
+}
+
+// A Fresh is a Mark that moves. One goroutine moves it, any number read it. It
+// begins with nothing proven; make one with Reset.
+//
+// A reader must read it before the state that it vouches for (S62): the mark
+// moves after what it stands for was applied.
+type Fresh struct {
+	lead atomic.Int64
+	mono atomic.Int64
+}
+
+// Reset says that nothing is proven any more. lead is the wall clock's now.
+func (f *Fresh) Reset(lead int64) {
+	f.mono.Store(Never)
+	f.lead.Store(lead)
+}
+
+// Advance moves the mark to at, unless it is there already.
+func (f *Fresh) Advance(at Moment) {
+	if at.Mono > f.mono.Load() {
+		// In this order: whoever reads the new mark reads its lead, or a later
+		// one, and a later one stands for a later mark.
+		f.lead.Store(at.Lead)
+		f.mono.Store(at.Mono)
+	}
+}
+
+// Mark returns the mark.
+func (f *Fresh) Mark() Mark {
+	mono := f.mono.Load() // first, see Advance
+	return Mark{mono, f.lead.Load()}
+}
+
+// pending is how many probes may be under way. Older ones prove nothing new once
+// a later one is back.
+const pending = 64
+
+// Probes remembers when probes were sent. It is guarded by its user.
+type Probes struct {
+	sent [pending]struct {
+		nonce uint64
+		at    Moment
+	}
+	latest uint64
+	valid  uint64 // the lowest nonce that proves anything
+}
+
+// Send registers the next probe, before it is sent, and returns its nonce.
+func (p *Probes) Send(at Moment) (nonce uint64) {
+	p.latest++
+	s := &p.sent[p.latest%pending]
+	s.nonce, s.at = p.latest, at
+	return p.latest
+}
+
+// Latest returns the nonce of the probe that was sent last.
+func (p *Probes) Latest() uint64 { return p.latest }
+
+// Void makes every probe that was sent until now worthless.
+func (p *Probes) Void() { p.valid = p.latest + 1 }
+
+// Back returns when the probe was sent that is back, and whether it proves
+// anything: it was sent from here, not before Void, and not long ago.
+func (p *Probes) Back(nonce uint64) (at Moment, ok bool) {
+	s := &p.sent[nonce%pending]
+	if nonce == 0 || s.nonce != nonce || nonce < p.valid {
+		return Moment{}, false
+	}
+	p.valid = nonce + 1 // one that comes again proves nothing new
+	return s.at, true
+}

@@ -1,0 +1,195 @@
+package replica
+
+import (
+	"math"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func TestFollower_TakesWhatIsContiguous(t *testing.T) {
+	var f Follower
+	assert.Zero(t, f.Open(), "a new one begins at the end")
+	for seq := uint64(40); seq < 50; seq++ {
+		apply, err := f.Take(seq, []byte{byte(seq)})
+		require.NoError(t, err)
+		assert.True(t, apply)
+	}
+	for _, seq := range []uint64{51, 49, 48, 0, math.MaxUint64} {
+		g := f
+		_, err := g.Take(seq, nil)
+		assert.Error(t, err, seq)
+	}
+}
+
+// S48, S49: after an interruption the message that was read last must come again,
+// the very same, and is not applied twice.
+func TestFollower_GoesOnByOverlap(t *testing.T) {
+	var f Follower
+	for seq := uint64(1); seq < 10; seq++ {
+		_, err := f.Take(seq, []byte{byte(seq)})
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 9, f.Open())
+	for name, bad := range map[string]struct {
+		seq uint64
+		msg string
+	}{"the next one": {10, "\x0a"}, "an older one": {8, "\x08"}, "another one": {9, "x"}, "the first of a new log": {1, "\x01"}} {
+		g := f
+		_, err := g.Take(bad.seq, []byte(bad.msg))
+		require.Error(t, err, name)
+		g.Reset()
+		assert.Zero(t, g.Open(), "it gave up its place")
+	}
+	apply, err := f.Take(9, []byte{9})
+	require.NoError(t, err)
+	assert.False(t, apply)
+	apply, err = f.Take(10, []byte{10})
+	require.NoError(t, err)
+	assert.True(t, apply)
+	require.EqualValues(t, 10, f.Open())
+	require.EqualValues(t, 10, f.Open(), "a reader that returned nothing changes nothing")
+}
+
+// Whatever logs are read, in whatever pieces: all that a Follower has taken
+// without an error is one unbroken piece of one log.
+func TestFollower_PropertyUnbroken(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		logs := [][]byte{{1, 2, 3, 4, 5, 6, 7, 8}, {1, 2, 3, 9, 9, 9, 9, 9, 9, 9}}
+		var f Follower
+		var taken []byte // since the last Reset
+		begin := uint64(0)
+		for range rapid.IntRange(1, 8).Draw(t, "readers") {
+			log := logs[rapid.IntRange(0, 1).Draw(t, "log")]
+			from := f.Open()
+			if from == 0 {
+				from = uint64(rapid.IntRange(1, len(log)).Draw(t, "end"))
+			}
+			at := from + uint64(rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "moved up"))
+			for range rapid.IntRange(0, 5).Draw(t, "messages") {
+				if at > uint64(len(log)) {
+					break
+				}
+				apply, err := f.Take(at, log[at-1:at])
+				if err != nil {
+					f.Reset()
+					taken = nil
+					break
+				}
+				if apply {
+					if len(taken) == 0 {
+						begin = at
+					}
+					taken = append(taken, log[at-1])
+				}
+				at += uint64(rapid.SampledFrom([]int{1, 1, 1, 1, 2}).Draw(t, "step"))
+			}
+			whole := len(taken) == 0
+			for _, l := range logs {
+				if end := begin - 1 + uint64(len(taken)); len(taken) > 0 && end <= uint64(len(l)) {
+					whole = whole || string(l[begin-1:end]) == string(taken)
+				}
+			}
+			if !whole {
+				t.Fatalf("%v from %d is in no log", taken, begin)
+			}
+		}
+	})
+}
+
+func TestMark_TheLaterProofAndTheFasterClockCount(t *testing.T) {
+	now := Moment{Mono: 1000, Lead: 50}
+	for name, tt := range map[string]struct {
+		mark   Mark
+		proven int64
+		want   time.Duration
+	}{
+		"nothing is known":                    {Mark{Never, 50}, Never, -1},
+		"the mark":                            {Mark{900, 50}, Never, 100},
+		"the load":                            {Mark{Never, 50}, 700, 300},
+		"the mark is later":                   {Mark{900, 50}, 700, 100},
+		"the load is later":                   {Mark{700, 50}, 900, 100},
+		"the wall clock has gained":           {Mark{900, 0}, Never, 150},
+		"the wall clock has lost":             {Mark{900, 5000}, Never, 100},
+		"no mark looks at no wall clock":      {NoMark, 900, 100},
+		"no mark and nothing":                 {NoMark, Never, -1},
+		"proven later than now, on this core": {NoMark, 1001, 0},
+	} {
+		assert.Equal(t, tt.want, tt.mark.Age(tt.proven, now), name)
+	}
+	assert.Equal(t, time.Duration(0), At(now).Age(Never, now))
+}
+
+func TestSince(t *testing.T) {
+	began := time.Now()
+	m := Since(began, began.Add(time.Second))
+	assert.Equal(t, Moment{Mono: int64(time.Second)}, m)
+	suspended := time.Unix(0, began.UnixNano()).Add(time.Hour) // no monotonic reading: the wall clock's alone
+	assert.Equal(t, int64(time.Hour), suspended.UnixNano()-began.UnixNano())
+}
+
+// A reader never gets a mark with the lead of an earlier one.
+func TestFresh_LeadIsNeverOlderThanItsMark(t *testing.T) {
+	var f Fresh
+	f.Reset(0)
+	assert.EqualValues(t, Never, f.Mark().Mono)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				m := f.Mark()
+				if m.Mono != Never && m.lead < m.Mono {
+					t.Errorf("mark %d with the lead of %d", m.Mono, m.lead)
+					return
+				}
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for i := range int64(200_000) {
+		f.Advance(Moment{Mono: i, Lead: i})
+	}
+	close(done)
+	wg.Wait()
+	f.Advance(Moment{Mono: 5, Lead: 7})
+	assert.EqualValues(t, 199_999, f.Mark().Mono, "it does not go back")
+}
+
+func TestProbes(t *testing.T) {
+	var p Probes
+	_, ok := p.Back(0)
+	assert.False(t, ok)
+	first := p.Send(Moment{Mono: 10})
+	second := p.Send(Moment{Mono: 20})
+	_, ok = p.Back(second + 1)
+	assert.False(t, ok, "it was never sent")
+	at, ok := p.Back(first)
+	assert.True(t, ok)
+	assert.EqualValues(t, 10, at.Mono)
+	_, ok = p.Back(first)
+	assert.False(t, ok, "it comes again")
+	p.Void()
+	_, ok = p.Back(second)
+	assert.False(t, ok, "it was sent before the hole")
+	third := p.Send(Moment{Mono: 30})
+	for range pending - 1 {
+		p.Send(Moment{Mono: 40})
+	}
+	at, ok = p.Back(third)
+	assert.True(t, ok)
+	assert.EqualValues(t, 30, at.Mono)
+	fourth := third + 1
+	p.Send(Moment{Mono: 50})
+	p.Send(Moment{Mono: 50})
+	_, ok = p.Back(fourth)
+	assert.False(t, ok, "too long ago: its place is another's")
+}
