@@ -45,6 +45,24 @@ func hitAllocatesNothing[K comparable](t *testing.T, key K) {
 	}
 }
 
+// So does a hit that the log vouches for.
+func TestAlloc_AHitWithinABoundAllocatesNothing(t *testing.T) {
+	s, log := newSource(), newMemLog()
+	c := followers(t, 1, s, log, Options[string, int]{Level: Within(time.Minute)})[0]
+	require.Equal(t, Applied, c.Put("k", 1, 1))
+	ctx := t.Context()
+	for name, read := range map[string]func() bool{
+		"Get":      func() bool { _, ok := c.Get("k"); return ok },
+		"GetEntry": func() bool { _, ok := c.GetEntry("k"); return ok },
+		"Read":     func() bool { _, err := c.Read(ctx, "k", Within(time.Minute)); return err == nil },
+	} {
+		hit := true
+		allocs := testing.AllocsPerRun(200, func() { hit = read() && hit })
+		assert.True(t, hit, "%s missed", name)
+		assert.Less(t, allocs, 0.5, "%s: the beats in the background allocate a little", name)
+	}
+}
+
 // Putting a present key allocates the new entry and nothing else.
 func TestAlloc_PutOfAPresentKeyAllocatesOneObject(t *testing.T) {
 	c := newCache(t, Options[string, int]{})

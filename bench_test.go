@@ -105,6 +105,49 @@ func BenchmarkRead(b *testing.B) {
 		func(b *testing.B, k func(int, int) []int) { benchHits(b, k, benchRead[int]) })
 }
 
+// BenchmarkWithin compares hits at Any with hits that the log vouches for, with
+// the log on and off.
+func BenchmarkWithin(b *testing.B) {
+	keys := make([]string, benchKeys)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("account-%013d", i)
+	}
+	for _, log := range []bool{false, true} {
+		o := Options[string, payload]{Level: Any, MaxCost: 2 * benchKeys, Loader: LoaderFunc[string, payload](
+			func(context.Context, string) (payload, Version, error) { return payload{}, 1, nil })}
+		if log {
+			o.Invalidator = newMemLog().invalidator()
+			o.Invalidator.Beat = defaultProbe
+		}
+		c := newCache(b, o)
+		if err := c.Ready(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		for _, k := range keys {
+			if _, err := c.Load(b.Context(), k); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for _, level := range []struct {
+			name string
+			get  func(k string) bool
+		}{
+			{"op=Get", func(k string) bool { _, ok := c.Get(k); return ok }},
+			{"op=ReadAny", func(k string) bool { _, err := c.Read(b.Context(), k, Any); return err == nil }},
+			{"op=ReadWithin", func(k string) bool { _, err := c.Read(b.Context(), k, Within(time.Minute)); return err == nil }},
+		} {
+			b.Run(fmt.Sprintf("log=%t/%s", log, level.name), func(b *testing.B) {
+				b.ReportAllocs()
+				i := 0
+				for b.Loop() {
+					level.get(keys[i%benchKeys])
+					i += 7
+				}
+			})
+		}
+	}
+}
+
 func benchMisses[K comparable](b *testing.B, keys func(from, n int) []K) {
 	c := fullBench(b, Options[K, payload]{}, keys(0, benchKeys))
 	lookup := keys(benchKeys, benchKeys)

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/tidemark-go/tidemark/internal/replica"
 )
 
 // A Cache holds the newest known states of keys. Make one with New. All methods
@@ -32,9 +34,14 @@ type Cache[K comparable, V any] struct {
 	// replica has missed, so that only strong loads are cached.
 	holdOff atomic.Int64
 
+	// fresh is as of when this replica has missed nothing that the Log had;
+	// logged says that there is one.
+	fresh  replica.Fresh
+	logged bool
+
 	places  chan struct{} // one element per load that runs; nil: no bound
 	doubts  atomic.Int64  // writes in doubt
-	replica *replica[K, V]
+	replica *member[K, V]
 	stats   stats
 
 	sweepAll atomic.Bool // entries of an old generation wait to be swept
@@ -82,6 +89,8 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	for i := range c.shards {
 		c.shards[i].init(c.policy, slots, o.Loader == nil, int64(o.LoaderClass.lag))
 	}
+	c.logged = o.Invalidator.Log != nil
+	c.fresh.Reset(0)
 	c.pump.Go(c.maintain)
 	if o.Invalidator.connected() {
 		if err := c.join(); err != nil {
@@ -119,7 +128,7 @@ func (c *Cache[K, V]) shard(hash uint64) *shard[K, V] {
 //
 // The value is shared with other readers and must not be modified.
 func (c *Cache[K, V]) Get(key K) (V, bool) {
-	if n := c.find(key); n != nil && !n.E.absent {
+	if n, _ := c.find(key); n != nil && !n.E.absent {
 		return n.E.value, true
 	}
 	var zero V
@@ -129,22 +138,28 @@ func (c *Cache[K, V]) Get(key K) (V, bool) {
 // GetEntry is Get with everything that is known of the state. A cached absence
 // is a hit, with Absent set.
 func (c *Cache[K, V]) GetEntry(key K) (Entry[V], bool) {
-	if n := c.find(key); n != nil {
-		return n.E.public(c.now()), true
+	if n, fresh := c.find(key); n != nil {
+		return n.E.public(fresh, c.moments()), true
 	}
 	return Entry[V]{Age: -1}, false
 }
 
-// find returns the node of key if it may be served, and counts the read.
-func (c *Cache[K, V]) find(key K) *node[K, V] {
+// find returns the node of key if it may be served, with the mark that vouches
+// for it, and counts the read.
+func (c *Cache[K, V]) find(key K) (*node[K, V], replica.Mark) {
 	hash := c.keys.hash(key)
+	fresh := c.freshness()
 	n := c.peek(hash, key)
-	if n == nil || !c.opts.Level.admits(n.E.version) {
+	var now replica.Moment
+	if c.timed(c.opts.Level) {
+		now = c.moments()
+	}
+	if n == nil || !c.admits(c.opts.Level, &n.E, fresh, now) {
 		c.stats.misses.add()
-		return nil
+		return nil, fresh
 	}
 	c.hit(hash, n)
-	return n
+	return n, fresh
 }
 
 // peek returns the node of key if it is of this era and has not expired. An entry
@@ -308,7 +323,7 @@ func (c *Cache[K, V]) entryTTL(n *node[K, V]) (ttl time.Duration) {
 			ttl = -1
 		}
 	}()
-	return c.opts.EntryTTL(n.Key, n.E.public(c.now()))
+	return c.opts.EntryTTL(n.Key, n.E.public(replica.NoMark, c.moments()))
 }
 
 // A Fill is a fenced cache-aside fill: begun before the source is read, so that
@@ -395,11 +410,13 @@ func (c *Cache[K, V]) All() iter.Seq2[K, Entry[V]] {
 	return func(yield func(K, Entry[V]) bool) {
 		for i := range c.shards {
 			for n := range c.shards[i].table.All {
+				fresh := c.freshness()
 				n := c.peek(n.Hash, n.Key)
-				if n == nil || !c.opts.Level.admits(n.E.version) {
+				now := c.moments()
+				if n == nil || !c.admits(c.opts.Level, &n.E, fresh, now) {
 					continue
 				}
-				if !yield(n.Key, n.E.public(c.now())) {
+				if !yield(n.Key, n.E.public(fresh, now)) {
 					return
 				}
 			}

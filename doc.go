@@ -37,7 +37,9 @@
 // With an Invalidator, between replicas: a change is heard as fast as the
 // transport carries it, and whatever shows that a message may have been missed
 // makes every entry suspect, to be confirmed by the source before it is served
-// again. How much that is worth depends on the transport; see [NATS].
+// again. How much that is worth depends on the transport; see [NATS]. With a
+// [Log] there is a bound in time: an [Entry] says by its Age how old it can be at
+// most, and [Within] asks for less.
 //
 // # Limits
 //

@@ -1,10 +1,10 @@
 package tidemark
 
 import (
-	"math"
 	"sync/atomic"
 	"time"
 
+	"github.com/tidemark-go/tidemark/internal/replica"
 	"github.com/tidemark-go/tidemark/internal/table"
 )
 
@@ -23,8 +23,9 @@ type Entry[V any] struct {
 
 	// Age is an upper bound of how long ago this state may have been replaced
 	// in the source: the time since the load or the write that proved it
-	// began. Negative means that no bound is known, as for a value that Put
-	// brought without a proof.
+	// began, or, with a Log, since this replica was last shown to have applied
+	// every change that the log had, if that is later. Negative means that no
+	// bound is known, as for a value that Put brought without a proof.
 	Age time.Duration
 }
 
@@ -132,7 +133,7 @@ type entry[K comparable, V any] struct {
 }
 
 // unproven is the provenAt of an entry that no load or write vouches for.
-const unproven = math.MinInt64
+const unproven = replica.Never
 
 // A node is an entry in its place in the table, with its key and hash.
 type node[K comparable, V any] = table.Node[K, entry[K, V]]
@@ -143,11 +144,7 @@ func (e *entry[K, V]) mark() mark { return mark{e.version, e.absent} }
 // at all.
 func (e *entry[K, V]) expired(now int64) bool { return e.expiresAt != 0 && now >= e.expiresAt }
 
-// public returns e as callers see it.
-func (e *entry[K, V]) public(now int64) Entry[V] {
-	age := time.Duration(-1)
-	if e.provenAt != unproven {
-		age = time.Duration(now - e.provenAt)
-	}
-	return Entry[V]{Value: e.value, Version: e.version, Absent: e.absent, Age: age}
+// public returns e as callers see it. The mark must have been read before e.
+func (e *entry[K, V]) public(fresh replica.Mark, now replica.Moment) Entry[V] {
+	return Entry[V]{Value: e.value, Version: e.version, Absent: e.absent, Age: fresh.Age(e.provenAt, now)}
 }

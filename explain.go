@@ -61,7 +61,7 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 		return x
 	}
 	e := &n.E
-	pub := e.public(at.now)
+	pub := e.public(c.freshness(), c.moments())
 	x.Resident, x.Version, x.Absent, x.Age = true, pub.Version, pub.Absent, pub.Age
 	x.Served = e.era == at.era && !e.expired(at.now)
 	x.Cause, x.Policy = e.cause.String(), e.resident.state.String()

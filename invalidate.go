@@ -11,6 +11,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/tidemark-go/tidemark/internal/replica"
 	"github.com/tidemark-go/tidemark/internal/wire"
 )
 
@@ -63,14 +64,18 @@ type Invalidator struct {
 	// releases on one subject cannot harm each other. Name is required.
 	Name, Schema string
 
-	// Hint and Log are the transports; either may be nil. Everything is
-	// published on both and taken from both.
+	// Hint and Log are the transports; either may be nil. With a Log nothing is
+	// missed unnoticed, and its messages prove how old an entry can be at most.
+	// A Hint beside it only hurries: changes are also published there and taken
+	// from there, and whether it works is nobody's concern.
 	Hint Hint
 	Log  Log
 
-	// Beat is how often a replica says hello. A replica that has not heard its
-	// own hello for three beats considers itself cut off. Zero means 1s; the
-	// least is 5ms.
+	// Beat is how often a replica says hello. With a Log that is how often the
+	// Age of all entries begins anew, so it should be a fraction of what reads
+	// ask for by Within; zero means 250ms. Without one, a replica that has not
+	// heard its own hello for three beats considers itself cut off; zero means
+	// 1s. The least is 5ms.
 	Beat time.Duration
 
 	// mistake is what was wrong with the arguments that made this value.
@@ -78,8 +83,9 @@ type Invalidator struct {
 }
 
 const (
-	defaultBeat = time.Second
-	minBeat     = 5 * time.Millisecond // less would be a flood, and every pause of the scheduler a cut
+	defaultBeat  = time.Second
+	defaultProbe = 250 * time.Millisecond // with a Log: as often as an Age begins anew
+	minBeat      = 5 * time.Millisecond   // less would be a flood, and every pause of the scheduler a cut
 )
 
 // connected reports whether there is a transport at all.
@@ -111,16 +117,28 @@ func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
 
 // beat returns Beat or its default.
 func (inv *Invalidator) beat() time.Duration {
-	if inv.Beat == 0 {
+	switch {
+	case inv.Beat != 0:
+		return inv.Beat
+	case inv.Log != nil:
+		return defaultProbe
+	default:
 		return defaultBeat
 	}
-	return inv.Beat
+}
+
+// retryMax returns the longest pause between two attempts to publish.
+func (inv *Invalidator) retryMax() time.Duration {
+	if inv.Log != nil {
+		return retryMaxLog
+	}
+	return retryMax
 }
 
 // cacheID names the cache and its schema in every message.
 func (inv *Invalidator) cacheID() uint64 { return xxhash.Sum64String(inv.Name + "\x00" + inv.Schema) }
 
-// A replica is this cache's place among the others: it hears what they have
+// A member is this cache's place among the others: it hears what they have
 // changed, and knows when it may have missed something.
 //
 // Trust follows three rules. What arrives is applied. What shows that
@@ -132,7 +150,7 @@ func (inv *Invalidator) cacheID() uint64 { return xxhash.Sum64String(inv.Name + 
 // subscription, so entries from before are suspect when it returns. And an
 // origin that used to say hello and falls silent without a goodbye may have
 // died between a commit and its message: that makes every entry suspect, once.
-type replica[K comparable, V any] struct {
+type member[K comparable, V any] struct {
 	c    *Cache[K, V]
 	out  *outbox
 	beat time.Duration
@@ -142,18 +160,25 @@ type replica[K comparable, V any] struct {
 
 	received, applies, bad, foreign atomic.Uint64
 
-	mu    sync.Mutex // guards everything below and in ears; see ear
-	nonce uint64     // of the latest hello
-	ears  []*ear
-	ended bool // the cache is closing: cut off for good
+	ear *ear // the transport that it trusts: the Log, or else the Hint
+
+	mu     sync.Mutex     // guards everything below, and what ear says
+	probes replica.Probes // the hellos
+	lost   string         // why this replica was cut off last
+	ended  bool           // the cache is closing: cut off for good
 }
 
 // An ear is one transport as this replica hears it.
 type ear struct {
 	name string
+	log  bool         // it misses nothing unnoticed
 	msg  wire.Message // for the transport's calls, which come one at a time
 
-	// Guarded by replica.mu.
+	// For the goroutine that follows a log only.
+
+	follower replica.Follower
+
+	// Guarded by the member's mu.
 
 	origins map[uint64]*voice
 
@@ -165,6 +190,7 @@ type ear struct {
 // A voice is one origin as an ear hears it.
 type voice struct {
 	seq    uint64 // the highest number heard
+	done   uint64 // the highest number applied
 	hello  int64  // when it last said hello; 0: it never did, or said goodbye
 	silent bool   // that it no longer does was noticed
 	pause  int64  // between two of its hellos: the latest, or half the one before if that is more
@@ -178,60 +204,57 @@ const (
 // join connects c to its replicas. c is cut off until the first hello is back.
 func (c *Cache[K, V]) join() error {
 	inv := c.opts.Invalidator
-	r := &replica[K, V]{c: c, beat: inv.beat()}
+	r := &member[K, V]{c: c, beat: inv.beat()}
 	c.replica = r
 	c.cutOff()
 	r.out = newOutbox(inv, c.caught, r.collapsed)
+	r.ear = &ear{name: "hint", origins: map[uint64]*voice{}, deaf: true, since: 1}
+	if inv.Log != nil {
+		r.ear.name, r.ear.log = "log", true
+	}
 	if inv.Hint != nil {
-		e := r.newEar("hint")
-		stop, err := r.subscribe(e)
+		receive, lost := func(msg []byte) { r.receive(r.ear, msg) }, func(reason string) { r.lose(r.ear, reason) }
+		if inv.Log != nil {
+			beside := &ear{name: "hint"}
+			receive, lost = func(msg []byte) { r.hurry(beside, msg) }, func(string) {}
+		}
+		stop, err := r.subscribe(receive, lost)
 		if err != nil {
 			return fmt.Errorf("tidemark: subscribe: %w", err)
 		}
 		r.stops = append(r.stops, stop)
 	}
 	if inv.Log != nil {
-		e := r.newEar("log")
-		r.wg.Go(func() { r.follow(e) })
+		r.wg.Go(func() { r.follow(r.ear) })
 	}
 	r.wg.Go(r.keepBeat)
 	return nil
 }
 
 // collapsed is called when the outbox has given up a backlog.
-func (r *replica[K, V]) collapsed() {
+func (r *member[K, V]) collapsed() {
 	const reason = "what waits to be broadcast became one message that everything changed"
 	r.c.opts.Logger.Warn("tidemark: backlog collapsed", "reason", reason)
 	r.c.emit(Event{Kind: EventCollapsed, Reason: reason})
 }
 
 // subscribe listens to the Hint, and contains its panic.
-func (r *replica[K, V]) subscribe(e *ear) (stop func(), err error) {
+func (r *member[K, V]) subscribe(receive func([]byte), lost func(string)) (stop func(), err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = r.c.caught(p)
 		}
 		err = r.c.readable(err)
 	}()
-	stop, err = r.c.opts.Invalidator.Hint.Subscribe(
-		func(msg []byte) { r.receive(e, msg) },
-		func(reason string) { r.lose(e, reason) })
+	stop, err = r.c.opts.Invalidator.Hint.Subscribe(receive, lost)
 	if stop == nil {
 		stop = func() {}
 	}
 	return stop, err
 }
 
-func (r *replica[K, V]) newEar(name string) *ear {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	e := &ear{name: name, origins: map[uint64]*voice{}, deaf: true, since: r.nonce + 1}
-	r.ears = append(r.ears, e)
-	return e
-}
-
 // keepBeat says hello every beat, and notices when hellos do not come back.
-func (r *replica[K, V]) keepBeat() {
+func (r *member[K, V]) keepBeat() {
 	tick := time.NewTicker(r.beat)
 	defer tick.Stop()
 	for {
@@ -246,19 +269,15 @@ func (r *replica[K, V]) keepBeat() {
 }
 
 // notice acts on hellos that did not come.
-func (r *replica[K, V]) notice() {
+func (r *member[K, V]) notice() {
 	r.mu.Lock()
 	now := r.c.now()
-	var cut []*ear
-	silent := 0
-	for _, e := range r.ears {
-		if e.deaf {
-			continue // whoever is not heard may be speaking
-		}
-		if now-e.heard > missedBeats*int64(r.beat) {
-			cut = append(cut, e)
-			continue
-		}
+	e, cut, silent := r.ear, false, 0
+	switch {
+	case e.deaf: // whoever is not heard may be speaking
+	case now-e.heard > missedBeats*int64(r.beat):
+		cut = !e.log // who reads a log without a hole knows what he knows; it only grows old
+	default:
 		for _, v := range e.origins {
 			// Silent is who was not heard for long while the own hello was.
 			if v.hello != 0 && !v.silent && e.heard-v.hello > missedBeats*max(int64(r.beat), v.pause) {
@@ -268,7 +287,7 @@ func (r *replica[K, V]) notice() {
 		}
 	}
 	r.mu.Unlock()
-	for _, e := range cut {
+	if cut {
 		r.lose(e, "own hello does not come back")
 	}
 	if silent > 0 {
@@ -276,19 +295,22 @@ func (r *replica[K, V]) notice() {
 	}
 }
 
-func (r *replica[K, V]) hello() {
+func (r *member[K, V]) hello() {
 	r.mu.Lock()
-	r.nonce++
-	nonce := r.nonce
+	nonce := r.probes.Send(r.c.moments()) // before it is sent (S61)
 	r.mu.Unlock()
 	r.out.hello(nonce)
 }
 
 // lose is called when the transport may have missed messages, or is down.
-func (r *replica[K, V]) lose(e *ear, reason string) {
+func (r *member[K, V]) lose(e *ear, reason string) {
 	r.mu.Lock()
 	already := e.deaf
-	e.deaf, e.since = true, r.nonce+1
+	e.deaf, e.since, r.lost = true, r.probes.Latest()+1, e.name+": "+reason
+	if e.log {
+		r.probes.Void()
+		r.c.fresh.Reset(r.c.moments().Lead)
+	}
 	r.c.cutOff()
 	r.mu.Unlock()
 	if !already {
@@ -300,7 +322,7 @@ func (r *replica[K, V]) lose(e *ear, reason string) {
 }
 
 // hear is called when the own hello is back.
-func (r *replica[K, V]) hear(e *ear, nonce uint64) {
+func (r *member[K, V]) hear(e *ear, nonce uint64) {
 	r.mu.Lock()
 	fresh := nonce >= e.since
 	if fresh {
@@ -309,18 +331,16 @@ func (r *replica[K, V]) hear(e *ear, nonce uint64) {
 	back := e.deaf && fresh && !r.ended
 	if back {
 		e.deaf = false
-		for _, other := range r.ears {
-			back = back && !other.deaf
+		r.c.rejoin()
+		for _, v := range e.origins {
+			if v.hello != 0 {
+				v.hello = r.c.now() // nobody fell silent: it was this replica that did not hear
+			}
 		}
 	}
-	if back {
-		r.c.rejoin()
-		for _, other := range r.ears {
-			for _, v := range other.origins {
-				if v.hello != 0 {
-					v.hello = r.c.now() // nobody fell silent: it was this replica that did not hear
-				}
-			}
+	if e.log && !e.deaf {
+		if at, ok := r.probes.Back(nonce); ok {
+			r.c.fresh.Advance(at) // all that the log had before it has been applied
 		}
 	}
 	r.mu.Unlock()
@@ -331,7 +351,7 @@ func (r *replica[K, V]) hear(e *ear, nonce uint64) {
 }
 
 // receive takes one message from a transport.
-func (r *replica[K, V]) receive(e *ear, msg []byte) {
+func (r *member[K, V]) receive(e *ear, msg []byte) {
 	m := &e.msg
 	err := wire.Decode(msg, m)
 	if errors.Is(err, wire.ErrUnknownKind) && (m.Flags&wire.FlagIgnorable != 0 || m.CacheID != r.out.id) {
@@ -366,10 +386,46 @@ func (r *replica[K, V]) receive(e *ear, msg []byte) {
 	case wire.KindInvalidate:
 		r.apply(e, m.Entries)
 	}
+	if e.log {
+		r.applied(e, m)
+	}
+}
+
+// applied records that m is in force here, for tokens.
+func (r *member[K, V]) applied(e *ear, m *wire.Message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := e.origins[m.Origin]; v != nil {
+		v.done = max(v.done, m.Seq)
+	}
+}
+
+// hasApplied reports whether all that t stands for is in force here.
+func (r *member[K, V]) hasApplied(t *Token) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range t.parts {
+		if p.origin == r.out.origin {
+			continue // the own writes are in force when they return
+		}
+		if v := r.ear.origins[p.origin]; !r.ear.log || v == nil || v.done < p.seq {
+			return false
+		}
+	}
+	return !t.full
+}
+
+// hurry takes one message from a Hint beside a Log: what it says of keys is
+// applied at once. All that it does not say, or says wrong, comes with the log.
+func (r *member[K, V]) hurry(e *ear, msg []byte) {
+	m := &e.msg
+	if wire.Decode(msg, m) == nil && m.CacheID == r.out.id && m.Origin != r.out.origin && m.Kind == wire.KindInvalidate {
+		r.apply(e, m.Entries)
+	}
 }
 
 // apply applies the changes of one message.
-func (r *replica[K, V]) apply(e *ear, entries []wire.Entry) {
+func (r *member[K, V]) apply(e *ear, entries []wire.Entry) {
 	for i := range entries {
 		w := &entries[i]
 		key, err := r.c.parseKey(w.Key)
@@ -388,7 +444,7 @@ func (r *replica[K, V]) apply(e *ear, entries []wire.Entry) {
 // was missed, and how much of a surprise that is: at every start of a replica
 // the others are heard for the first time. An origin's first message has
 // number 1.
-func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.Level) {
+func (r *member[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.Level) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := e.origins[m.Origin]
@@ -397,6 +453,9 @@ func (r *replica[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.
 		level = slog.LevelInfo
 		e.forgetOne()
 		v = &voice{}
+		if e.log {
+			v.seq = m.Seq - 1 // what it said before is in front of this replica's place in the log
+		}
 		e.origins[m.Origin] = v
 	}
 	if m.Seq > v.seq+1 {
@@ -435,16 +494,34 @@ func (e *ear) forgetOne() {
 	delete(e.origins, victim)
 }
 
-// follow reads the log, from its end on, for as long as the cache lives. It
-// starts over, cut off until the own hello is back, whenever the log cannot
-// prove that nothing is missing.
-func (r *replica[K, V]) follow(e *ear) {
-	for pause := retryMin; ; pause = min(2*pause, retryMax) {
-		err := r.read(e, func() { pause = retryMin })
+// follow reads the log for as long as the cache lives. When reading fails it goes
+// on from the message that was read last; what memory holds stays good, and its
+// Age grows, until that is shown to be impossible. Then, as at the beginning,
+// this replica is cut off, begins anew at the log's end, and is back when its
+// hello is.
+func (r *member[K, V]) follow(e *ear) {
+	down := false
+	for pause := retryMin; ; pause = min(2*pause, retryMaxLog) {
+		err := r.read(e, func() {
+			pause = retryMin
+			if down {
+				down = false
+				r.hello() // the sooner it is back, the sooner the entries are fresh
+				r.tell(EventLogUp, e.name)
+			}
+		})
 		if r.c.life.Err() != nil {
 			return
 		}
-		r.lose(e, err.Error())
+		switch {
+		case errors.Is(err, ErrGap):
+			e.follower.Reset()
+			r.lose(e, err.Error())
+		case !down:
+			down = true
+			r.note(e.name + ": " + err.Error())
+			r.tell(EventLogDown, e.name+": "+err.Error())
+		}
 		select {
 		case <-time.After(pause):
 		case <-r.c.life.Done():
@@ -453,29 +530,52 @@ func (r *replica[K, V]) follow(e *ear) {
 	}
 }
 
-// read reads the log until it fails.
-func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
+// note remembers what keeps this replica from hearing the others, for Ready.
+func (r *member[K, V]) note(reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lost = reason
+}
+
+// tell logs and emits an event about the log.
+func (r *member[K, V]) tell(kind EventKind, reason string) {
+	level := slog.LevelInfo
+	if kind == EventLogDown {
+		level = slog.LevelWarn
+	}
+	r.c.opts.Logger.Log(context.Background(), level, "tidemark: "+kind.String(), "reason", reason)
+	r.c.emit(Event{Kind: kind, Reason: reason})
+}
+
+// read reads the log until it fails. The error wraps ErrGap if messages may be
+// missing.
+func (r *member[K, V]) read(e *ear, progress func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = r.c.caught(p)
 		}
 	}()
-	reader, err := r.c.opts.Invalidator.Log.Open(r.c.life, 0)
+	from := e.follower.Open()
+	reader, err := r.c.opts.Invalidator.Log.Open(r.c.life, from)
 	if err != nil {
 		return r.c.readable(err)
 	}
 	defer reader.Close()
-	r.lose(e, "opened at the end") // asks for a hello that goes through this reader
-	for last := uint64(0); ; {
+	if from == 0 {
+		r.lose(e, "opened at the end") // asks for a hello that goes through this reader
+	}
+	for {
 		seq, msg, err := reader.Next(r.c.life)
-		switch {
-		case err != nil:
+		if err != nil {
 			return r.c.readable(err)
-		case last != 0 && seq != last+1:
-			return fmt.Errorf("%w: sequence %d after %d", ErrGap, seq, last)
 		}
-		last = seq
-		r.receive(e, msg)
+		apply, err := e.follower.Take(seq, msg)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrGap, err)
+		}
+		if apply {
+			r.receive(e, msg)
+		}
 		progress()
 	}
 }
@@ -483,7 +583,7 @@ func (r *replica[K, V]) read(e *ear, progress func()) (err error) {
 // close publishes what waits, until ctx ends, and ends the subscriptions. With a
 // write under way or in doubt this replica is to the others as one that died in
 // the middle.
-func (r *replica[K, V]) close(ctx context.Context, allWritten bool) error {
+func (r *member[K, V]) close(ctx context.Context, allWritten bool) error {
 	err := r.out.close(ctx, allWritten && r.c.doubts.Load() == 0)
 	for _, stop := range r.stops {
 		r.end(stop)
@@ -496,7 +596,7 @@ func (r *replica[K, V]) close(ctx context.Context, allWritten bool) error {
 }
 
 // end calls stop and contains its panic.
-func (r *replica[K, V]) end(stop func()) {
+func (r *member[K, V]) end(stop func()) {
 	defer func() {
 		if p := recover(); p != nil {
 			_ = r.c.caught(p)
@@ -506,7 +606,7 @@ func (r *replica[K, V]) end(stop func()) {
 }
 
 // addStats adds what the replica has counted.
-func (r *replica[K, V]) addStats(s *Stats) {
+func (r *member[K, V]) addStats(s *Stats) {
 	s.Received, s.Applies, s.Bad, s.Foreign = r.received.Load(), r.applies.Load(), r.bad.Load(), r.foreign.Load()
 	r.out.addStats(s)
 }
@@ -664,7 +764,17 @@ func (c *Cache[K, V]) Ready(ctx context.Context) error {
 		case <-c.life.Done():
 			return ErrClosed
 		case <-ctx.Done():
-			return ctx.Err()
+			return c.replica.notReady(ctx.Err())
 		}
 	}
+}
+
+// notReady adds to a context's error what keeps this replica.
+func (r *member[K, V]) notReady(err error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lost == "" {
+		return err
+	}
+	return fmt.Errorf("tidemark: not ready: %s: %w", r.lost, err)
 }

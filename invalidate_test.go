@@ -1,6 +1,7 @@
 package tidemark
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -866,7 +867,7 @@ func TestCutOff_HelloFromBeforeTheLossProvesNothing(t *testing.T) {
 		b.lose("reconnected")
 		src.set("k", 2)
 		for _, msg := range early {
-			c.replica.receive(c.replica.ears[0], msg)
+			c.replica.receive(c.replica.ear, msg)
 		}
 		assert.True(t, c.Stats().CutOff)
 		requireNotServed(t, c, "k")
@@ -1037,7 +1038,7 @@ func TestOrigins_AreBounded(t *testing.T) {
 			newStranger(t, b).changed("other", 1, false)
 		}
 		c.replica.mu.Lock()
-		assert.LessOrEqual(t, len(c.replica.ears[0].origins), maxOrigins)
+		assert.LessOrEqual(t, len(c.replica.ear.origins), maxOrigins)
 		c.replica.mu.Unlock()
 		other.hello()
 		synctest.Wait()
@@ -1216,10 +1217,14 @@ func TestNew_ReportsMistakesOfTheInvalidator(t *testing.T) {
 type memLog struct {
 	mu      sync.Mutex // guards everything below
 	msgs    [][]byte   // of sequence number 1 on
+	first   uint64     // the first message that is there; 0: all are
 	more    chan struct{}
 	readers map[*memReader]struct{}
-	refuse  error // what Append and Open return, if not nil
-	shut    error // what Open returns, if not nil
+	refuse  error         // what Append and Open return, if not nil
+	shut    error         // what Open returns, if not nil
+	beat    time.Duration // of the invalidator; 0: testBeat
+	delay   time.Duration // of each message, from when it was appended
+	times   []time.Time   // when each was appended
 }
 
 func newMemLog() *memLog {
@@ -1232,7 +1237,7 @@ func (l *memLog) Append(_ context.Context, msg []byte) (uint64, error) {
 	if l.refuse != nil {
 		return 0, l.refuse
 	}
-	l.msgs = append(l.msgs, append([]byte(nil), msg...))
+	l.msgs, l.times = append(l.msgs, append([]byte(nil), msg...)), append(l.times, time.Now())
 	close(l.more)
 	l.more = make(chan struct{})
 	return uint64(len(l.msgs)), nil
@@ -1246,6 +1251,8 @@ func (l *memLog) Open(_ context.Context, from uint64) (LogReader, error) {
 	}
 	if from == 0 {
 		from = uint64(len(l.msgs)) + 1
+	} else if from > uint64(len(l.msgs)) || from < l.first {
+		return nil, fmt.Errorf("message %d: %w", from, ErrGap)
 	}
 	r := &memReader{log: l, next: from, broken: make(chan error, 1)}
 	l.readers[r] = struct{}{}
@@ -1285,6 +1292,14 @@ func (l *memLog) setShut(err error) {
 	l.shut = err
 }
 
+func (l *memLog) setDelay(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.delay = d
+	close(l.more)
+	l.more = make(chan struct{})
+}
+
 func (l *memLog) open() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -1302,10 +1317,15 @@ func (r *memReader) Next(ctx context.Context) (uint64, []byte, error) {
 		r.log.mu.Lock()
 		more := r.log.more
 		var msg []byte
+		var wait <-chan time.Time // until the message is due
 		seq := r.next
 		if seq <= uint64(len(r.log.msgs)) {
 			msg = r.log.msgs[seq-1]
-			r.next++
+			if due := r.log.times[seq-1].Add(r.log.delay); r.log.delay > 0 && time.Now().Before(due) {
+				msg, wait = nil, time.After(time.Until(due))
+			} else {
+				r.next++
+			}
 		}
 		r.log.mu.Unlock()
 		select {
@@ -1321,6 +1341,7 @@ func (r *memReader) Next(ctx context.Context) (uint64, []byte, error) {
 		}
 		select {
 		case <-more:
+		case <-wait:
 		case err := <-r.broken:
 			if err == nil {
 				panic("the log is broken")
@@ -1340,7 +1361,7 @@ func (r *memReader) Close() error {
 }
 
 func (l *memLog) invalidator() Invalidator {
-	return Invalidator{Name: "test", Log: l, Beat: testBeat}
+	return Invalidator{Name: "test", Log: l, Beat: cmp.Or(l.beat, testBeat)}
 }
 
 func TestLog_ChangesTravel(t *testing.T) {
@@ -1376,8 +1397,6 @@ func TestLog_WhatCannotBeProvenCutsOff(t *testing.T) {
 			l.skip()
 			time.Sleep(2 * testBeat) // until something is in the hole, and behind it
 		}, "gap"},
-		"the reader fails":  {func(l *memLog) { l.fail(errors.New("connection reset")) }, "connection reset"},
-		"the reader panics": {func(l *memLog) { l.fail(nil) }, "panic"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1445,9 +1464,9 @@ func TestLog_AHelloThatComesBackDuringCloseOpensNothing(t *testing.T) {
 		require.NoError(t, c.Ready(t.Context()))
 		hold(t, c, "k")
 		require.NoError(t, c.replica.close(t.Context(), true)) // as Close does, which then ends the reader
-		c.replica.hear(c.replica.ears[0], c.replica.nonce+1)
-		c.replica.lose(c.replica.ears[0], "test")
-		c.replica.hear(c.replica.ears[0], c.replica.nonce+1)
+		c.replica.hear(c.replica.ear, c.replica.probes.Latest()+1)
+		c.replica.lose(c.replica.ear, "test")
+		c.replica.hear(c.replica.ear, c.replica.probes.Latest()+1)
 		assert.True(t, c.Stats().CutOff)
 		requireNotServed(t, c, "k")
 		_, err := c.Load(t.Context(), "k")
@@ -1457,8 +1476,92 @@ func TestLog_AHelloThatComesBackDuringCloseOpensNothing(t *testing.T) {
 	})
 }
 
-// TestLogAndHint shows that with both transports each is enough to hear of a
-// change, and that both must be heard.
+// TestLog_ReadingGoesOnWhereItStopped breaks readers without a word about what is
+// missing: nothing is, as the next one shows. Entries stay.
+func TestLog_ReadingGoesOnWhereItStopped(t *testing.T) {
+	for name, broken := range map[string]error{"the reader fails": errors.New("connection reset"), "the reader panics": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				src, log := newSource(), newMemLog()
+				src.set("k", 1)
+				src.set("j", 1)
+				c, l := listener(t, src, log.invalidator())
+				other, _ := listener(t, src, log.invalidator())
+				require.NoError(t, c.Ready(t.Context()))
+				require.NoError(t, other.Ready(t.Context()))
+				time.Sleep(testBeat + testBeat/2)
+				hold(t, c, "k")
+				hold(t, c, "j")
+
+				log.setShut(errors.New("no server"))
+				log.fail(broken)
+				_, err := other.Update(t.Context(), "k", func(Entry[int]) (int, error) { return 2, nil })
+				require.NoError(t, err)
+				time.Sleep(10 * testBeat)
+				requireServed(t, c, "k") // and its Age says so
+				e, _ := c.GetEntry("k")
+				assert.GreaterOrEqual(t, e.Age, 10*testBeat)
+				require.Len(t, l.of(EventLogDown), 1)
+				assert.Empty(t, l.of(EventLogUp))
+
+				log.setShut(nil)
+				settled(t, src, c, other)
+				requireNotServed(t, c, "k")
+				requireServed(t, c, "j")
+				assert.Len(t, l.of(EventLogUp), 1)
+				assert.Empty(t, l.of(EventCutOff))
+				assert.Equal(t, 2, log.open(), "the old reader is closed")
+			})
+		})
+	}
+}
+
+// TestS49_AnotherLogIsNoticed exchanges the log while a reader is away: the message
+// that it read last is another one, or not there.
+func TestS49_AnotherLogIsNoticed(t *testing.T) {
+	for name, exchange := range map[string]func(l *memLog){
+		"longer":     func(l *memLog) { l.renew(2 * len(l.msgs)) },
+		"as long":    func(l *memLog) { l.renew(len(l.msgs)) },
+		"shorter":    func(l *memLog) { l.renew(1) },
+		"empty":      func(l *memLog) { l.renew(0) },
+		"purged":     func(l *memLog) { l.first = uint64(len(l.msgs)) + 1 },
+		"purged all": func(l *memLog) { l.first = uint64(len(l.msgs)) + 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				src, log := newSource(), newMemLog()
+				src.set("k", 1)
+				c, l := listener(t, src, log.invalidator())
+				require.NoError(t, c.Ready(t.Context()))
+				time.Sleep(testBeat + testBeat/2)
+				hold(t, c, "k")
+
+				log.setShut(errors.New("no server"))
+				log.fail(errors.New("connection reset"))
+				synctest.Wait()
+				src.set("k", 2) // its message went to the log that is no more
+				log.mu.Lock()
+				exchange(log)
+				log.shut = nil
+				log.mu.Unlock()
+				settled(t, src, c)
+				requireNotServed(t, c, "k")
+				assert.Len(t, l.of(EventCutOff), 1)
+				assert.Len(t, l.of(EventRejoined), 2)
+			})
+		})
+	}
+}
+
+// renew replaces the log by another one with so many messages.
+func (l *memLog) renew(messages int) {
+	l.msgs, l.times = nil, nil
+	for i := range messages {
+		l.msgs, l.times = append(l.msgs, fmt.Appendf(nil, "other %d", i)), append(l.times, time.Now())
+	}
+}
+
+// TestLogAndHint shows that beside a log the hint hurries, and nothing else.
 func TestLogAndHint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, log, b := newSource(), newMemLog(), newBus()
@@ -1469,8 +1572,8 @@ func TestLogAndHint(t *testing.T) {
 		require.NoError(t, a.Ready(t.Context()))
 		require.NoError(t, c.Ready(t.Context()))
 		time.Sleep(2 * testBeat)
-
 		change := func() {
+			t.Helper()
 			src.set("k", 1)
 			hold(t, c, "k")
 			_, err := a.Update(t.Context(), "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
@@ -1479,74 +1582,26 @@ func TestLogAndHint(t *testing.T) {
 			requireNotServed(t, c, "k")
 		}
 		change()
-		// The hint loses changes and delivers hellos: the log is enough.
-		b.setFault(func(_ int, msg []byte) [][]byte {
-			if wire.Kind(msg[3]) == wire.KindHello {
-				return [][]byte{msg}
-			}
-			return nil
-		})
-		change()
-		b.setFault(nil)
-		time.Sleep(2 * testBeat)
-		assert.Empty(t, l.of(EventCutOff))
-
-		// The log fails: cut off, though the hint is fine.
-		hold(t, c, "k")
-		log.setRefuse(errors.New("no quorum"))
-		log.fail(errors.New("no quorum"))
-		time.Sleep(10 * testBeat)
-		requireNotServed(t, c, "k")
-		assert.True(t, c.Stats().CutOff)
-		log.setRefuse(nil)
-		require.NoError(t, c.Ready(t.Context()))
-
-		// The hint fails: cut off, though the log is fine.
-		hold(t, c, "k")
 		b.setFault(func(int, []byte) [][]byte { return nil })
-		time.Sleep(5 * testBeat)
-		requireNotServed(t, c, "k")
-		assert.True(t, c.Stats().CutOff)
-		b.setFault(nil)
-		settled(t, src, a, c)
-	})
-}
-
-// TestLogAndHint_OneIsNotEnough cuts both off and lets only one of them back.
-func TestLogAndHint_OneIsNotEnough(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		src, log, b := newSource(), newMemLog(), newBus()
-		src.set("k", 1)
-		inv := b.invalidator()
-		inv.Log = log
-		log.setShut(errors.New("no such stream"))
-		c, l := listener(t, src, inv)
-		still := func() {
-			t.Helper()
-			time.Sleep(20 * testBeat)
-			_, err := c.Load(t.Context(), "k")
-			require.NoError(t, err)
-			require.True(t, c.Stats().CutOff)
-			requireNotServed(t, c, "k")
-		}
-		still() // the hint is heard since the first beat
-		log.setShut(nil)
-		require.NoError(t, c.Ready(t.Context()))
-		hold(t, c, "k")
-
-		log.setShut(errors.New("no such stream"))
-		log.fail(errors.New("stream deleted"))
-		synctest.Wait()
+		change() // by the log
 		b.lose("reconnected")
-		still()
-		b.setFault(func(int, []byte) [][]byte { return nil })
-		time.Sleep(5 * testBeat)
+		b.setFault(func(_ int, msg []byte) [][]byte { return [][]byte{[]byte("noise"), msg, msg} })
+		b.mu.Lock()
+		b.refuse = errors.New("no permission")
+		b.mu.Unlock()
+		change()
+		b.mu.Lock()
+		b.refuse = nil
+		b.mu.Unlock()
+		log.setShut(errors.New("no server"))
+		log.fail(errors.New("no server"))
+		change() // by the hint
+		require.NoError(t, a.Invalidate(t.Context(), "k", 0))
 		log.setShut(nil)
-		still()
-		assert.Len(t, l.of(EventRejoined), 1)
-		b.setFault(nil)
-		settled(t, src, c)
-		hold(t, c, "k")
+		settled(t, src, a, c)
+		assert.Empty(t, l.of(EventCutOff))
+		assert.Empty(t, l.of(EventBadMessage))
+		assert.Empty(t, l.of(EventSuspect))
 	})
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/tidemark-go/tidemark/internal/replica"
 )
 
 // A Loader reads the state of a key from the source of truth.
@@ -47,8 +49,9 @@ type Loaded[V any] struct {
 // A flight is one load of one key, and those who wait for it.
 type flight[K comparable, V any] struct {
 	fence[K]
-	id   uint64        // rises with each flight of the shard
-	done chan struct{} // closed when the fields below are final
+	id   uint64         // rises with each flight of the shard
+	off  replica.Moment // when it was asked for, before it began
+	done chan struct{}  // closed when the fields below are final
 
 	// caller is the context of the reader who asked for it, while it is not yet
 	// its turn.
@@ -100,6 +103,7 @@ type waiter[K comparable, V any] struct {
 	// arrived is the id of the shard's latest flight when the read began: later
 	// ones have begun after it.
 	arrived uint64
+	at      replica.Moment // when the read began
 	tries   int
 	gen     uint32 // when the read began
 }
@@ -131,7 +135,7 @@ func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], err
 			return Entry[V]{Age: -1}, err
 		}
 		if hit != nil {
-			return c.result(hit)
+			return c.result(hit, replica.NoMark, c.moments())
 		}
 		if mine {
 			go c.run(ctx, f)
@@ -182,15 +186,16 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	case ctx.Err() != nil:
 		return nil, nil, false, ctx.Err()
 	}
+	fresh := c.freshness()
 	s := c.shard(w.hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	first := w.tries == 0
 	w.tries++
 	if first {
-		w.arrived, w.gen = s.flights, generation(c.era.Load())
+		w.arrived, w.at, w.gen = s.flights, c.moments(), generation(c.era.Load())
 		// A load may have ended between the look without the lock and now.
-		if n := c.peek(w.hash, w.key); n != nil && w.level.admits(n.E.version) {
+		if n := c.peek(w.hash, w.key); n != nil && c.admits(w.level, &n.E, fresh, w.at) {
 			return n, nil, false, nil
 		}
 	}
@@ -209,7 +214,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	if !c.loads.enter() {
 		return nil, nil, false, ErrClosed
 	}
-	f = &flight[K, V]{done: make(chan struct{}), fence: fence[K]{key: w.key, hash: w.hash}}
+	f = &flight[K, V]{done: make(chan struct{}), off: c.moments(), fence: fence[K]{key: w.key, hash: w.hash}}
 	if p := s.pending[w.key]; p != nil && p.running >= maxRunning {
 		f.strong, f.caller = true, ctx // strong, so that it is good enough for all who will wait
 		p.next = f
@@ -247,18 +252,31 @@ func (s *shard[K, V]) joinableLocked(w *waiter[K, V], at moment) *flight[K, V] {
 		return nil
 	}
 	f := p.flight
-	if begunAfter := f.id > w.arrived; !begunAfter && (w.tries > 1 || w.level.kind == levelLinearizable) {
+	if begunAfter := f.id > w.arrived; !begunAfter && (w.tries > 1 || !w.level.begunInTime(f.off, w.at)) {
 		return nil
 	}
-	if !f.strong && (w.tries > 1 || w.level.kind == levelLinearizable) {
+	if !f.strong && (w.tries > 1 || w.level.strong()) {
 		return nil
 	}
 	return f
 }
 
+// begunInTime reports whether a strong load that began after off can satisfy a
+// read at level l that began at the given moment, later.
+func (l Level) begunInTime(off, at replica.Moment) bool {
+	switch l.kind {
+	case levelAny, levelAtLeast:
+		return true
+	case levelWithin:
+		return replica.At(off).Age(off.Mono, at) <= l.within
+	default:
+		return false
+	}
+}
+
 // mustBeStrong reports whether a lagging answer would prove nothing.
 func (c *Cache[K, V]) mustBeStrong(s *shard[K, V], w *waiter[K, V], at moment) bool {
-	if c.opts.LoaderClass.kind == strongLoader || w.tries > 1 || w.level.kind == levelLinearizable {
+	if c.opts.LoaderClass.kind == strongLoader || w.tries > 1 || w.level.strong() {
 		return true
 	}
 	if p := s.pending[w.key]; p != nil && p.doubts > 0 {
@@ -304,7 +322,7 @@ func (c *Cache[K, V]) refresh(hash uint64, n *node[K, V]) {
 		return
 	}
 	at := c.moment()
-	f := &flight[K, V]{done: make(chan struct{}), fence: fence[K]{key: n.Key, hash: hash}}
+	f := &flight[K, V]{done: make(chan struct{}), off: c.moments(), fence: fence[K]{key: n.Key, hash: hash}}
 	f.strong = c.mustBeStrong(s, w, at)
 	s.takeOffLocked(f, at)
 	s.mu.Unlock()
@@ -487,19 +505,25 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		}
 		asked[key] = struct{}{}
 		hash := c.keys.hash(key)
-		if n := c.peek(hash, key); n != nil && c.opts.Level.admits(n.E.version) {
+		fresh := c.freshness()
+		n := c.peek(hash, key)
+		if now := c.moments(); n != nil && c.admits(c.opts.Level, &n.E, fresh, now) {
 			c.hit(hash, n)
-			found = append(found, c.found(n))
+			found = append(found, c.found(n, fresh, now))
 			continue
 		}
 		c.stats.misses.add()
+		if n != nil && c.failsStale(c.opts.Level) {
+			failed[key] = stale(c.opts.Level)
+			continue
+		}
 		w := &waiter[K, V]{key: key, hash: hash, level: c.opts.Level, need: mark{version: c.opts.Level.version}}
 		hit, f, mine, err := c.board(ctx, w)
 		switch {
 		case err != nil:
 			failed[key] = err
 		case hit != nil:
-			found = append(found, c.found(hit))
+			found = append(found, c.found(hit, replica.NoMark, c.moments()))
 		default:
 			waiting = append(waiting, boarded[K, V]{w, f})
 			if mine {
@@ -538,9 +562,8 @@ type find[K comparable, V any] struct {
 	at    int64
 }
 
-func (c *Cache[K, V]) found(n *node[K, V]) find[K, V] {
-	now := c.now()
-	return find[K, V]{n.Key, n.E.public(now), now}
+func (c *Cache[K, V]) found(n *node[K, V], fresh replica.Mark, now replica.Moment) find[K, V] {
+	return find[K, V]{n.Key, n.E.public(fresh, now), now.Mono}
 }
 
 // gather returns the keys that exist. A find has aged while LoadMany waited for

@@ -117,6 +117,16 @@ type Options[K comparable, V any] struct {
 	// Get that memory cannot answer at this level is a miss.
 	Level Level
 
+	// OnStale says what a read Within a bound does when memory has a state that
+	// cannot be shown to be recent enough: ask the source, which is the zero
+	// value, or fail with ErrStale. Get and GetEntry miss in both cases.
+	OnStale StalePolicy
+
+	// MaxStale is the Age above which no entry is served, at no Level; nor is
+	// one whose Age is not known, which is what a Put brings if there is no Log.
+	// Zero means no bound.
+	MaxStale time.Duration
+
 	// Logger receives what an operator should know: cut-offs, lost messages,
 	// writes in doubt. Nil means that nothing is logged.
 	Logger *slog.Logger
@@ -127,6 +137,15 @@ type Options[K comparable, V any] struct {
 	// that goroutine. A panic is contained.
 	OnEvent func(Event)
 }
+
+// A StalePolicy says what a read does when memory cannot show that its state is
+// recent enough for it.
+type StalePolicy uint8
+
+const (
+	Reload StalePolicy = iota // ask the source
+	Fail                      // return ErrStale, and leave the source alone
+)
 
 // A LoaderClass says how current the answers of a Loader are.
 type LoaderClass struct {
@@ -230,7 +249,7 @@ func (o *Options[K, V]) validate() error {
 	}{
 		{"MaxCost", o.MaxCost}, {"ExpectedEntries", o.ExpectedEntries}, {"TTL", int64(o.TTL)},
 		{"RefreshAfter", int64(o.RefreshAfter)}, {"DoubtTimeout", int64(o.DoubtTimeout)},
-		{"MaxDoubts", int64(o.MaxDoubts)}, {"Shards", int64(o.Shards)},
+		{"MaxDoubts", int64(o.MaxDoubts)}, {"Shards", int64(o.Shards)}, {"MaxStale", int64(o.MaxStale)},
 	} {
 		if f.value < 0 {
 			bad(f.name, "is %d, want >= 0", f.value)
@@ -260,6 +279,9 @@ func (o *Options[K, V]) validate() error {
 	o.validateLoader(bad)
 	if o.RefreshAfter > 0 && o.Loader == nil && o.Store == nil {
 		bad("RefreshAfter", "is set, but there is nothing to load from")
+	}
+	if o.OnStale > Fail {
+		bad("OnStale", "is %d, want Reload or Fail", o.OnStale)
 	}
 	if o.Level == Linearizable && o.Loader == nil && o.Store == nil {
 		bad("Level", "is Linearizable, but there is nothing to load from")

@@ -1,11 +1,13 @@
 package tidemark
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidemark-go/tidemark/internal/wire"
@@ -23,6 +25,9 @@ type outbox struct {
 
 	caught      func(panicked any) error // makes an error of a transport's panic
 	onCollapsed func()                   // is told, with no lock held, of each collapse
+
+	hurrying atomic.Bool    // a message is under way to a Hint beside a Log
+	hurries  sync.WaitGroup // its goroutine
 
 	wake    chan struct{} // capacity 1: a full channel already asks for a round
 	life    context.Context
@@ -54,7 +59,8 @@ type outbox struct {
 
 	messages  uint64
 	collapsed uint64
-	failing   error // why the latest attempt failed; nil if it did not
+	failing   error  // why the latest attempt failed; nil if it did not
+	done      uint64 // the highest number that is out
 }
 
 // A parcel is one key that waits in the queue.
@@ -72,6 +78,7 @@ const (
 	publishTimeout = 2 * time.Second // of one attempt
 	retryMin       = 20 * time.Millisecond
 	retryMax       = time.Second
+	retryMaxLog    = 200 * time.Millisecond // writes wait for a Log
 	closeGrace     = 100 * time.Millisecond // for a publish to notice that it was cancelled
 )
 
@@ -256,6 +263,7 @@ func (o *outbox) goodbye(ctx context.Context) {
 // run is the outbox's goroutine.
 func (o *outbox) run() {
 	defer close(o.ended)
+	defer o.hurries.Wait()
 	for {
 		select {
 		case <-o.wake:
@@ -336,7 +344,7 @@ func (o *outbox) deliver(m *wire.Message) bool {
 		b, _ = wire.Append(o.buf[:0], all)
 	}
 	o.buf, o.unsent = b, true
-	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+	for pause := retryMin; ; pause = min(2*pause, o.inv.retryMax()) {
 		ctx, cancel := context.WithTimeout(o.life, publishTimeout)
 		err := o.publish(ctx, b)
 		cancel()
@@ -372,15 +380,29 @@ func (o *outbox) publish(ctx context.Context, b []byte) (err error) {
 			err = o.caught(r)
 		}
 	}()
-	if o.inv.Log != nil {
-		if _, err := o.inv.Log.Append(ctx, b); err != nil {
-			return readable(err, o.caught)
-		}
-	}
-	if o.inv.Hint != nil {
+	if o.inv.Log == nil {
 		return readable(o.inv.Hint.Publish(ctx, b), o.caught)
 	}
-	return nil
+	if o.inv.Hint != nil && o.life.Err() == nil && o.hurrying.CompareAndSwap(false, true) {
+		own := bytes.Clone(b)
+		o.hurries.Go(func() { o.hurry(own) })
+	}
+	_, err = o.inv.Log.Append(ctx, b)
+	return readable(err, o.caught)
+}
+
+// hurry hands a message to the Hint beside a Log, which has the last word: what
+// becomes of it is nobody's concern.
+func (o *outbox) hurry(b []byte) {
+	defer o.hurrying.Store(false)
+	defer func() {
+		if r := recover(); r != nil {
+			_ = o.caught(r)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(o.life, publishTimeout)
+	defer cancel()
+	_ = o.inv.Hint.Publish(ctx, b)
 }
 
 // published records that everything up to the ticket is out.
@@ -388,12 +410,20 @@ func (o *outbox) published(upTo uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.messages++
+	o.done = o.seq
 	o.carried, o.carries = 0, false
 	if upTo > o.sent {
 		o.sent = upTo
 		close(o.progress)
 		o.progress = make(chan struct{})
 	}
+}
+
+// said returns the origin and the number of the latest message that is out.
+func (o *outbox) said() (origin, seq uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.origin, o.done
 }
 
 // addStats adds what the outbox has counted.

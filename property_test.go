@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/tidemark-go/tidemark/internal/replica"
 )
 
 // TestCacheMatchesModel drives caches through random operations, one step at a
@@ -414,7 +416,7 @@ func (w *world) checkKey(v *view, key string) error {
 	if served == nil {
 		return nil
 	}
-	e := served.E.public(v.cache.now())
+	e := served.E.public(replica.NoMark, v.cache.moments())
 	switch {
 	case v.deaf:
 		return fmt.Errorf("I13: %s serves %s@%d while it is cut off", v.name, key, e.Version)
@@ -492,7 +494,7 @@ func (w *world) healthy(t *rapid.T, v *view) {
 	}
 	for _, k := range w.keys {
 		if served, _ := v.entry(k); served != nil && served.E.provenAt != unproven {
-			proven := w.now() - int64(served.E.public(v.cache.now()).Age)
+			proven := w.now() - int64(served.E.public(replica.NoMark, v.cache.moments()).Age)
 			if served.E.version != 0 && served.E.version < w.announced[k] || w.announcedAt[k] > max(proven, 0) {
 				t.Fatalf("%s: %s rests at %v, but %d was announced", v.name, k, served.E.mark(), w.announced[k])
 			}

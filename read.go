@@ -1,12 +1,20 @@
 package tidemark
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"time"
 
-// A Level is what a read requires of the state it returns. It is a plain value;
-// the zero Level is [Any].
+	"github.com/tidemark-go/tidemark/internal/replica"
+)
+
+// A Level is what a read requires of the state it returns. It is a plain value
+// and can be compared; the zero Level is [Any].
 type Level struct {
 	kind    levelKind
 	version Version
+	within  time.Duration
+	token   *Token
 }
 
 type levelKind uint8
@@ -14,6 +22,8 @@ type levelKind uint8
 const (
 	levelAny levelKind = iota
 	levelAtLeast
+	levelWithin
+	levelAfter
 	levelLinearizable
 )
 
@@ -28,19 +38,65 @@ var Linearizable = Level{kind: levelLinearizable}
 // source's. If the source's is older too, the read fails with [ErrStale]. An
 // absence that the source reports without a version satisfies it if it was
 // loaded after the read began.
-func AtLeast(v Version) Level { return Level{levelAtLeast, v} }
+func AtLeast(v Version) Level { return Level{kind: levelAtLeast, version: v} }
 
-// admits reports whether an entry in memory can satisfy l.
-func (l Level) admits(v Version) bool {
+// Within takes a state that is shown to have been current at most d before the
+// read began: no change that had been acknowledged by then is missed. What
+// memory has is shown to be that by its [Entry.Age]: it was loaded or written
+// not longer ago, or this replica has been shown, by a message of its own that
+// went through the Log, to have applied all that came before. What cannot be
+// shown is loaded, or fails with [ErrStale] if [Options.OnStale] says so.
+//
+// A change counts as acknowledged when the call that made it, an Update, say, or
+// an Invalidate, has returned without an error. Without a Log there is only the
+// age of the load, and d bounds, as a TTL does, how long changes of others go
+// unnoticed. A d of zero or less is Linearizable.
+func Within(d time.Duration) Level {
+	if d <= 0 {
+		return Linearizable
+	}
+	return Level{kind: levelWithin, within: d}
+}
+
+// After takes a state that is not older than what the token stands for: the
+// writes and invalidations of one or more replicas up to the moment when
+// [Cache.Token] was called there. If this replica is not known to have applied
+// them, which takes a Log, the state is loaded. The zero Token asks for nothing.
+func After(t Token) Level {
+	if len(t.parts) == 0 && !t.full {
+		return Any
+	}
+	return Level{kind: levelAfter, token: &t}
+}
+
+// admits reports whether the entry e can satisfy l. The mark must have been read
+// before e (S62), and now after it; only if timed says so is now looked at.
+func (c *Cache[K, V]) admits(l Level, e *entry[K, V], fresh replica.Mark, now replica.Moment) bool {
+	if c.opts.MaxStale > 0 && !within(c.opts.MaxStale, fresh.Age(e.provenAt, now)) {
+		return false
+	}
 	switch l.kind {
 	case levelAny:
 		return true
 	case levelAtLeast:
-		return v >= l.version
+		return e.version >= l.version
+	case levelWithin:
+		return within(l.within, fresh.Age(e.provenAt, now))
+	case levelAfter:
+		return c.replica != nil && c.replica.hasApplied(l.token)
 	default:
 		return false
 	}
 }
+
+// within reports whether an age is known to be at most d.
+func within(d, age time.Duration) bool { return age >= 0 && age <= d }
+
+// timed reports whether the time decides what l admits.
+func (c *Cache[K, V]) timed(l Level) bool { return l.kind == levelWithin || c.opts.MaxStale > 0 }
+
+// strong reports whether only a load at a source that is strong can satisfy l.
+func (l Level) strong() bool { return l.kind >= levelWithin }
 
 // Load returns the state of key, from memory if it may be served at
 // [Options.Level], and else through the Loader. It is Read at that level.
@@ -62,16 +118,46 @@ func (c *Cache[K, V]) Load(ctx context.Context, key K) (Entry[V], error) {
 // does not look at ctx and allocates nothing.
 func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (Entry[V], error) {
 	hash := c.keys.hash(key)
-	if n := c.peek(hash, key); n != nil && level.admits(n.E.version) {
+	fresh := c.freshness()
+	n := c.peek(hash, key)
+	if now := c.moments(); n != nil && c.admits(level, &n.E, fresh, now) {
 		c.hit(hash, n)
-		return c.result(n)
+		return c.result(n, fresh, now)
 	}
 	c.stats.misses.add()
+	if n != nil && c.failsStale(level) {
+		return Entry[V]{Age: -1}, stale(level)
+	}
 	return c.load(ctx, key, hash, level)
 }
 
-func (c *Cache[K, V]) result(n *node[K, V]) (Entry[V], error) {
-	e := n.E.public(c.now())
+// failsStale reports whether a read at level l ends when memory has an entry that
+// cannot be shown to be recent enough.
+func (c *Cache[K, V]) failsStale(l Level) bool {
+	return l.kind == levelWithin && c.opts.OnStale == Fail
+}
+
+func stale(l Level) error { return fmt.Errorf("%w: not known to be within %v", ErrStale, l.within) }
+
+// freshness returns as of when this replica has missed nothing. It must be read
+// before the entry that it is to vouch for.
+func (c *Cache[K, V]) freshness() replica.Mark {
+	if !c.logged {
+		return replica.NoMark
+	}
+	return c.fresh.Mark()
+}
+
+// moments returns the time; on both clocks if there is a mark to compare it with.
+func (c *Cache[K, V]) moments() replica.Moment {
+	if !c.logged {
+		return replica.Moment{Mono: c.now()}
+	}
+	return replica.Since(c.began, time.Now())
+}
+
+func (c *Cache[K, V]) result(n *node[K, V], fresh replica.Mark, now replica.Moment) (Entry[V], error) {
+	e := n.E.public(fresh, now)
 	if e.Absent {
 		return e, ErrNotFound
 	}

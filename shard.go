@@ -13,7 +13,7 @@ import (
 //
 //	1  policy.turn                       for the calls of Ristretto
 //	2  shard.mu                          one shard
-//	3  gate.mu, replica.mu, outbox.mu    each for a few instructions
+//	3  gate.mu, member.mu, outbox.mu     each for a few instructions
 //
 // Nothing that may block or re-enter is called under 2 or 3: no I/O, no channel
 // send that can wait, no Loader, Store, Cost or OnEvent, no log line, no call

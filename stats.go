@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -48,6 +49,11 @@ type Stats struct {
 	InDoubt int  // writes in doubt now
 	Backlog int  // keys that wait to be broadcast
 	CutOff  bool // this replica does not hear the others: nothing is served from memory
+
+	// Fresh is how old any entry can be at most, as the Log has shown: what is
+	// served misses no change that was acknowledged before that. Negative: there
+	// is no Log, or nothing is shown.
+	Fresh time.Duration
 }
 
 // Stats returns a snapshot. It takes each shard's lock once.
@@ -63,6 +69,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
+		Fresh: c.freshness().Age(unproven, c.moments()),
 	}
 	if c.replica != nil {
 		c.replica.addStats(&s)
@@ -164,10 +171,17 @@ const (
 
 	// EventPanic: a callback panicked. Err is the *PanicError.
 	EventPanic
+
+	// EventLogDown: the log cannot be read for now. Entries stay, and their Age
+	// grows.
+	EventLogDown
+
+	// EventLogUp: the log is read again, and nothing was missed.
+	EventLogUp
 )
 
 var eventNames = [...]string{"invalid", "suspect", "cut off", "rejoined", "bad message", "foreign message",
-	"collapsed", "uncertain", "resolved", "too large", "panic"}
+	"collapsed", "uncertain", "resolved", "too large", "panic", "log down", "log up"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {

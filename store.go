@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/tidemark-go/tidemark/internal/replica"
 )
 
 // An OpID names one write. The store keeps it with the row, so that a write
@@ -59,7 +61,7 @@ const maxAttempts = 100
 // is; its panic is returned as a [*PanicError].
 //
 // The new state is readable in this process when Update returns, and is
-// broadcast in the background. An [*UncertainError] means that the write may or
+// broadcast in the background; with a Log, before Update returns. An [*UncertainError] means that the write may or
 // may not have been committed; see there.
 func (c *Cache[K, V]) Update(ctx context.Context, key K, fn func(cur Entry[V]) (V, error)) (Entry[V], error) {
 	if fn == nil {
@@ -128,10 +130,11 @@ func backOff(ctx context.Context, try int) error {
 //
 // Other errors: [ErrNoStore], [ErrClosed], [ErrUnavailable] and ctx's if nothing
 // was written; [*UncertainError] if that is not known; and [ErrNoVersion] if it
-// was, at a version that is not above base, which no Store may do. A write that
-// Close did not wait for returns its new state and [ErrNotBroadcast] if the
-// other replicas were not told. Look for UncertainError and ErrNotBroadcast first:
-// UncertainError wraps what the Store returned, which may be ctx's error.
+// was, at a version that is not above base, which no Store may do. With a Log, a
+// write returns when that has it; then, and when Close did not wait for it, it
+// returns its new state and [ErrNotBroadcast] if the other replicas could not be
+// told in time. Look for UncertainError and ErrNotBroadcast first: UncertainError
+// wraps what the Store returned, which may be ctx's error.
 func (c *Cache[K, V]) CompareAndSet(ctx context.Context, key K, base Version, value V) (Entry[V], error) {
 	return c.write(ctx, &write[K, V]{key: key, base: base, value: value}, func(op OpID) (Version, error) {
 		return c.opts.Store.CompareAndSet(ctx, key, base, value, op)
@@ -234,8 +237,9 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 }
 
 // committed installs the written state, unless the key has moved on meanwhile,
-// and queues the broadcast. If the cache is closing it waits for that: nobody
-// else would say that it did not get out.
+// and queues the broadcast. With a Log it waits until that has it: only then is
+// the write acknowledged, and reads Within a bound count from there. If the cache
+// is closing it waits as well: nobody else would say that it did not get out.
 func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Version) (Entry[V], error) {
 	m := mark{version, w.absent}
 	n := c.newNode(w.key, w.hash, w.value, m, byWrite)
@@ -245,13 +249,13 @@ func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Ver
 	})
 	ticket := c.announce(w.key, m)
 	var err error
-	if c.closed.Load() && c.replica != nil {
+	if c.replica != nil && (c.logged || c.closed.Load()) {
 		if why := c.replica.out.await(ctx, ticket); why != nil {
 			// Not wrapped: ErrClosed, ErrUnavailable and ctx's say that nothing was written.
 			err = fmt.Errorf("%w, though the write is committed: %v", ErrNotBroadcast, why)
 		}
 	}
-	return n.E.public(c.now()), err
+	return n.E.public(replica.NoMark, c.moments()), err
 }
 
 // doubt puts the key out of memory until the store has told how the write
@@ -333,7 +337,10 @@ func (c *Cache[K, V]) resolved(key K, hash uint64, m mark, d *doubt, committed b
 	p.doubts--
 	s.unpendLocked(key, p)
 	s.mu.Unlock()
-	c.announce(key, m) // before the doubt is over: Close says goodbye when there is none
+	ticket := c.announce(key, m) // before the doubt is over: Close says goodbye when there is none
+	if c.logged {
+		_ = c.replica.out.await(c.life, ticket) // or until Close: whoever waits counts on it from then on
+	}
 	c.doubts.Add(-1)
 	d.settle(m.version, committed, nil)
 	c.opts.Logger.Info("tidemark: a write in doubt is settled", "committed", committed)

@@ -1,0 +1,462 @@
+package tidemark
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sort"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark/internal/replica"
+)
+
+// followers returns n replicas on one log, once they serve.
+func followers(t testing.TB, n int, s *source, log *memLog, o Options[string, int]) (all []*Cache[string, int]) {
+	t.Helper()
+	o.Store, o.Invalidator, o.MaxCost, o.Shards = s, log.invalidator(), small, 1
+	for range n {
+		c := newCache(t, o)
+		require.NoError(t, c.Ready(t.Context()))
+		all = append(all, c)
+	}
+	return all
+}
+
+// Within is served from memory for as long as the log vouches for it, however
+// long ago the entry was loaded, and an Age says for how long that is.
+func TestWithin_TheLogVouches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		s.set("put", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		hold(t, c, "k")
+		require.Equal(t, Applied, c.Put("put", 1, 1))
+		loads := s.loadCount()
+		for range 50 {
+			time.Sleep(testBeat)
+			for _, key := range []string{"k", "put"} {
+				e, err := c.Read(t.Context(), key, Within(2*testBeat))
+				require.NoError(t, err)
+				assert.LessOrEqual(t, e.Age, 2*testBeat)
+				assert.GreaterOrEqual(t, e.Age, time.Duration(0))
+			}
+		}
+		assert.Equal(t, loads, s.loadCount(), "memory was enough")
+		assert.LessOrEqual(t, c.Stats().Fresh, 2*testBeat)
+		assert.GreaterOrEqual(t, c.Stats().Fresh, time.Duration(0))
+	})
+}
+
+// Without a Log an entry is as old as its load, and nothing is known of a Put.
+func TestWithin_WithoutALog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, Options[string, int]{MaxCost: small, Store: s})
+		s.set("k", 1)
+		s.set("put", 1)
+		load(t, c, "k")
+		require.Equal(t, Applied, c.Put("put", 1, 1))
+		time.Sleep(time.Second)
+		_, err := c.Read(t.Context(), "k", Within(time.Second))
+		require.NoError(t, err)
+		assert.Equal(t, 1, s.loadCount())
+		_, err = c.Read(t.Context(), "k", Within(time.Second-1))
+		require.NoError(t, err)
+		assert.Equal(t, 2, s.loadCount(), "older than that")
+		_, err = c.Read(t.Context(), "put", Within(time.Hour))
+		require.NoError(t, err)
+		assert.Equal(t, 3, s.loadCount(), "nothing vouches for a Put")
+		assert.Negative(t, c.Stats().Fresh)
+		assert.Equal(t, Linearizable, Within(0))
+		assert.Equal(t, Linearizable, Within(-1))
+	})
+}
+
+// A message takes half a second. The age counts from when the probe was sent, not
+// from when it came back: a change may have been acknowledged in between.
+func TestS61_AgeCountsFromTheSendingOfAProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const delay = 500 * time.Millisecond
+		s, log := newSource(), newMemLog()
+		log.delay = delay
+		s.set("k", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		hold(t, c, "k")
+		time.Sleep(10 * delay)
+		for range 100 {
+			time.Sleep(testBeat / 3)
+			e, ok := c.GetEntry("k")
+			require.True(t, ok)
+			require.GreaterOrEqual(t, e.Age, delay)
+			require.LessOrEqual(t, e.Age, delay+2*testBeat)
+		}
+	})
+}
+
+// The log cannot be read. What memory has grows old: it is served at Any, and
+// Within a bound only as long as that is shown. A load is fresh by itself.
+func TestWithin_WhenTheLogIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		reload := followers(t, 1, s, log, Options[string, int]{})[0]
+		fail := followers(t, 1, s, log, Options[string, int]{OnStale: Fail, Level: Within(time.Second)})[0]
+		capped := followers(t, 1, s, log, Options[string, int]{MaxStale: 5 * time.Second})[0]
+		for _, c := range []*Cache[string, int]{reload, fail, capped} {
+			hold(t, c, "k")
+		}
+		time.Sleep(time.Second)
+		log.setRefuse(errors.New("no quorum"))
+		log.fail(errors.New("no quorum"))
+		time.Sleep(2 * time.Second)
+		s.set("k", 2) // and nobody can be told
+
+		e, ok := reload.GetEntry("k")
+		require.True(t, ok, "Any takes what there is")
+		assert.Equal(t, 1, e.Value)
+		assert.GreaterOrEqual(t, e.Age, 2*time.Second, "and is told how old it may be")
+
+		_, ok = fail.Get("k")
+		assert.False(t, ok, "its level is Within a second")
+		_, err := fail.Load(t.Context(), "k")
+		require.ErrorIs(t, err, ErrStale)
+		_, err = fail.LoadMany(t.Context(), []string{"k", "other"})
+		require.ErrorIs(t, err, ErrStale)
+		assert.ErrorContains(t, err, "within 1s")
+
+		loads := s.loadCount()
+		e, err = reload.Read(t.Context(), "k", Within(time.Second))
+		require.NoError(t, err)
+		assert.Equal(t, 2, e.Value)
+		assert.Equal(t, loads+1, s.loadCount())
+		time.Sleep(time.Second)
+		_, err = reload.Read(t.Context(), "k", Within(time.Second))
+		require.NoError(t, err)
+		assert.Equal(t, loads+1, s.loadCount(), "the load is not older than that")
+		time.Sleep(time.Nanosecond)
+		_, err = reload.Read(t.Context(), "k", Within(time.Second))
+		require.NoError(t, err)
+		assert.Equal(t, loads+2, s.loadCount())
+
+		_, ok = capped.Get("k")
+		assert.True(t, ok)
+		time.Sleep(5 * time.Second)
+		_, ok = capped.Get("k")
+		assert.False(t, ok, "MaxStale")
+		assert.Equal(t, 2, load(t, capped, "k").Value)
+
+		log.setRefuse(nil)
+		settled(t, s, reload, capped)
+		time.Sleep(2 * retryMax)
+		_, err = fail.Load(t.Context(), "k")
+		require.NoError(t, err, "and all is well again")
+	})
+}
+
+// A load that runs is old enough for a read Within a bound, or too old.
+func TestWithin_JoinsOnlyALoadThatBeganInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, Options[string, int]{MaxCost: small, Shards: 1, Store: s})
+		s.set("k", 1)
+		s.afterLoad = func(context.Context, string) error { time.Sleep(10 * time.Second); return nil }
+		first := loading(t, c, "k", Any)
+		time.Sleep(2 * time.Second)
+		s.set("k", 2) // acknowledged two seconds after that load began
+		joins := loading(t, c, "k", Within(2*time.Second))
+		synctest.Wait()
+		assert.Equal(t, 1, s.loadCount())
+		time.Sleep(2 * time.Second)
+		needsMore := loading(t, c, "k", Within(2*time.Second))
+		synctest.Wait()
+		assert.Equal(t, 2, s.loadCount())
+		assert.Equal(t, 1, value(t, first).Value)
+		assert.Equal(t, 1, value(t, joins).Value)
+		assert.Equal(t, 2, value(t, needsMore).Value)
+	})
+}
+
+// The log forgot, the replica began anew: what vouched before vouches no more.
+func TestWithin_AGapVouchesForNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		hold(t, c, "k")
+		time.Sleep(3 * testBeat)
+		log.setShut(errors.New("no server"))
+		log.fail(fmt.Errorf("purged: %w", ErrGap))
+		synctest.Wait()
+		assert.Negative(t, c.Stats().Fresh)
+		requireNotServed(t, c, "k")
+		log.setShut(nil)
+		settled(t, s, c)
+		assert.GreaterOrEqual(t, c.Stats().Fresh, time.Duration(0))
+	})
+}
+
+// The machine was suspended, or its wall clock set forward: until a probe is back
+// that was sent since, an entry is as old as the wall clock says.
+func TestS64_TheClockThatAdvancedMoreCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		hold(t, c, "k")
+		time.Sleep(3 * testBeat)
+		log.setRefuse(errors.New("the network is not up yet"))
+		log.fail(errors.New("the network is not up yet"))
+		synctest.Wait()
+		mark := c.fresh.Mark()
+		c.fresh.Reset(0)
+		// As if the wall clock had gained an hour on the monotonic one since then.
+		c.fresh.Advance(replica.Moment{Mono: mark.Mono, Lead: -int64(time.Hour)})
+		e, ok := c.GetEntry("k")
+		require.True(t, ok)
+		assert.GreaterOrEqual(t, e.Age, time.Hour)
+		loads := s.loadCount()
+		_, err := c.Read(t.Context(), "k", Within(time.Minute))
+		require.NoError(t, err)
+		assert.Equal(t, loads+1, s.loadCount())
+		log.setRefuse(nil)
+		time.Sleep(time.Second)
+		e, _ = c.GetEntry("k")
+		assert.Less(t, e.Age, time.Minute, "a probe since then has come back")
+	})
+}
+
+// With a Log a write returns when that has it. Before its context ends that may
+// not be, which is told; what it wrote is committed all the same.
+func TestLog_AWriteIsAcknowledgedWhenTheLogHasIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		r := followers(t, 2, s, log, Options[string, int]{})
+		hold(t, r[1], "k")
+		log.setRefuse(errors.New("no quorum"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		e, err := r[0].Update(ctx, "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
+		require.ErrorIs(t, err, ErrNotBroadcast)
+		assert.Equal(t, 2, e.Value)
+		assert.Equal(t, row{value: 2, version: 2}, s.get("k"))
+		v, ok := r[0].Get("k")
+		assert.True(t, ok && v == 2, "it is readable here")
+		requireServed(t, r[1], "k")
+		log.setRefuse(nil)
+		time.Sleep(2 * time.Second)
+		requireNotServed(t, r[1], "k")
+		_, err = r[0].Update(t.Context(), "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
+		require.NoError(t, err)
+		synctest.Wait()
+		requireNotServed(t, r[1], "k")
+	})
+}
+
+// A write in doubt is told to be committed when the log has that.
+func TestLog_ADoubtIsSettledWhenTheLogHasIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		r := followers(t, 2, s, log, Options[string, int]{})
+		s.afterWrite = func(context.Context, string) error { return errAnswerLost }
+		log.setRefuse(errors.New("no quorum"))
+		_, err := r[0].CompareAndSet(t.Context(), "k", 1, 2)
+		var uncertain *UncertainError
+		require.ErrorAs(t, err, &uncertain)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, _, err = uncertain.Wait(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		log.setRefuse(nil)
+		v, committed, err := uncertain.Wait(t.Context())
+		require.NoError(t, err)
+		assert.True(t, committed && v == 2)
+		synctest.Wait()
+		requireNotServed(t, r[1], "k")
+	})
+}
+
+// Reads Within a bound never miss a change that was acknowledged longer ago than
+// that before they began, whatever the log does; readers that stop anywhere in
+// between included, which is what so many of them are for (S62, I6).
+func TestWithin_NeverBeyondTheBound(t *testing.T) {
+	const bound, readers = 20 * time.Millisecond, 8
+	s, log := newSource(), newMemLog()
+	log.beat = minBeat
+	s.set("k", 0)
+	r := followers(t, 2, s, log, Options[string, int]{TTL: time.Hour}) // so that a read looks at the clock, and takes its time
+	var mu sync.Mutex                                                  // guards acks
+	type ack struct {
+		at      time.Time
+		version Version
+	}
+	acks := []ack{{time.Now(), 1}}
+	// newest returns the newest version that was acknowledged before at.
+	newest := func(at time.Time) Version {
+		mu.Lock()
+		defer mu.Unlock()
+		i := sort.Search(len(acks), func(i int) bool { return !acks[i].at.Before(at) })
+		if i == 0 {
+			return 0
+		}
+		return acks[i-1].version
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			e, err := r[0].Update(t.Context(), "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
+			if assert.NoError(t, err) {
+				mu.Lock()
+				acks = append(acks, ack{time.Now(), e.Version})
+				mu.Unlock()
+			}
+			time.Sleep(rand.N(bound / 4))
+		}
+	})
+	wg.Go(func() { // the log is late, or cannot be read for a while
+		for ctx.Err() == nil {
+			log.setDelay(2*bound + rand.N(2*bound))
+			time.Sleep(2 * bound)
+			if rand.IntN(4) == 0 {
+				log.fail(errors.New("connection reset"))
+			}
+			log.setDelay(0)
+			time.Sleep(2 * bound)
+		}
+		log.setDelay(0)
+	})
+	var served, bounded atomic.Int64
+	for range readers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				began := time.Now()
+				e, ok := r[1].GetEntry("k")
+				if !ok {
+					_, err := r[1].Load(t.Context(), "k")
+					assert.NoError(t, err)
+					continue
+				}
+				served.Add(1)
+				if e.Age < 0 || e.Age > bound {
+					continue // it says itself that it may be older
+				}
+				bounded.Add(1)
+				if want := newest(began.Add(-bound)); e.Version < want {
+					assert.Fail(t, "beyond the bound", "version %d of age %v, but %d was acknowledged %v before", e.Version, e.Age, want, bound)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d served, %d of them within %v", served.Load(), bounded.Load(), bound)
+	assert.Greater(t, bounded.Load(), int64(1000), "the bound was tried")
+}
+
+// A session takes what it has done along, and sees it at every replica.
+func TestAfter_OwnWritesAreSeenElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		r := followers(t, 2, s, log, Options[string, int]{})
+		time.Sleep(3 * testBeat)
+		hold(t, r[1], "k")
+		log.setDelay(10 * time.Second)
+		time.Sleep(time.Second) // the readers have taken their last message without delay
+		before := r[0].Token()
+		_, err := r[0].Update(t.Context(), "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
+		require.NoError(t, err)
+		token := r[0].Token()
+		requireServed(t, r[1], "k") // at Any it is what it was
+
+		loads := s.loadCount()
+		e, err := r[1].Read(t.Context(), "k", After(token))
+		require.NoError(t, err)
+		assert.Equal(t, 2, e.Value)
+		assert.Equal(t, loads+1, s.loadCount(), "the replica has not heard of it yet")
+		e, err = r[0].Read(t.Context(), "k", After(token))
+		require.NoError(t, err)
+		assert.Equal(t, 2, e.Value)
+		assert.Equal(t, loads+1, s.loadCount(), "where it was made it is in force")
+
+		time.Sleep(12 * time.Second)
+		loads = s.loadCount()
+		_, err = r[1].Read(t.Context(), "k", After(token.Join(before)))
+		require.NoError(t, err)
+		assert.Equal(t, loads, s.loadCount(), "memory is enough now")
+		_, err = r[1].Read(t.Context(), "k", After(Token{full: true}))
+		require.NoError(t, err)
+		assert.Equal(t, loads+1, s.loadCount(), "a token that stands for everything")
+		log.setDelay(0)
+	})
+	alone := newCache(t, Options[string, int]{MaxCost: small})
+	assert.Equal(t, Token{}, alone.Token())
+	assert.Equal(t, Any, After(Token{}))
+}
+
+func TestToken_Text(t *testing.T) {
+	a, b := Token{parts: []tokenPart{{7, 36}}}, Token{parts: []tokenPart{{1 << 63, 1}, {7, 35}}}
+	for text, token := range map[string]Token{
+		"-": {}, "*": {full: true}, "7-10": a, "7-10.1y2p0ij32e8e8-1": a.Join(b),
+	} {
+		assert.Equal(t, text, token.String())
+		var back Token
+		require.NoError(t, back.UnmarshalText([]byte(text)))
+		assert.Equal(t, token, back)
+		raw, err := token.MarshalText()
+		require.NoError(t, err)
+		assert.Equal(t, text, string(raw))
+	}
+	for _, text := range []string{"", "7", "7-", "-7", "7-1.", "8-1.7-1", "7-1.7-1", "07-1", "7-01", "A-1", "7-+1", "zzzzzzzzzzzzzz-1",
+		strings.Repeat("1-1.", 20) + "1-1", strings.Repeat("x", 1000)} {
+		token := a
+		require.ErrorIs(t, token.UnmarshalText([]byte(text)), errToken, "%q", text)
+		assert.Equal(t, a, token, "it is left as it was")
+	}
+	many := Token{}
+	for i := range uint64(maxTokenParts) {
+		many = many.Join(Token{parts: []tokenPart{{i + 1, 1}}})
+	}
+	assert.Len(t, many.parts, maxTokenParts)
+	assert.Equal(t, Token{full: true}, many.Join(Token{parts: []tokenPart{{100, 1}}}))
+	assert.Equal(t, Token{full: true}, Token{}.Join(Token{full: true}))
+}
+
+func FuzzToken(f *testing.F) {
+	for _, seed := range []string{"-", "*", "7-10", "7-10.8-1", "0-0", "7-10.7-10"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var token Token
+		if token.UnmarshalText([]byte(text)) == nil && token.String() != text {
+			t.Fatalf("%q is read as %q", text, token)
+		}
+	})
+}
+
+// Ready says what it waits for.
+func TestReady_SaysWhatKeepsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newMemLog()
+		log.setRefuse(errors.New("stream has the wrong retention"))
+		c, _ := listener(t, newSource(), log.invalidator())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := c.Ready(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, "stream has the wrong retention")
+	})
+}
