@@ -18,7 +18,7 @@ import (
 func TestStormPrintsATableAndWritesJSON(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "storm.json")
 	r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map,ttl", "-duration", "400ms", "-quiet", "0s",
-		"-accounts", "500", "-capacity", "100", "-seed", "7", "-freeze", "0", "-json", file)
+		"-accounts", "500", "-capacity", "100", "-seed", "7", "-freeze", "0", "-bound", "2s", "-json", file)
 	require.Equal(t, exitOK, r.status, r.err)
 	assert.Contains(t, r.out, "3 replicas, 500 accounts, 100 entries a cache, the database 300µs away, seed 7, 400ms of load each")
 	assert.Contains(t, r.out, "contender")
@@ -38,6 +38,7 @@ func TestStormPrintsATableAndWritesJSON(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &report))
 	assert.Equal(t, 1, report.Schema)
 	assert.EqualValues(t, 7, report.Config["seed"])
+	assert.EqualValues(t, 2000, report.Config["bound_ms"])
 	require.Len(t, report.Contenders, 2)
 	assert.Positive(t, report.Contenders[0].Reads)
 }

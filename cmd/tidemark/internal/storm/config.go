@@ -29,6 +29,7 @@ type Config struct {
 	WriteRate int     // deposits a second that the writers of all replicas together attempt
 
 	TTL       time.Duration // of the contender ttl
+	Bound     time.Duration // of the contender tidemark-log: how stale a read may be
 	DBLatency time.Duration // how long an answer of the database is on its way, on average
 
 	Weather Weather // what happens to messages
@@ -52,7 +53,7 @@ func Default() Config {
 		Accounts:   20_000,
 		Capacity:   4_000,
 		Seed:       1,
-		Duration:   8 * time.Second,
+		Duration:   6 * time.Second,
 		Quiet:      4 * time.Second,
 		Skew:       1.1,
 		Readers:    8,
@@ -60,6 +61,7 @@ func Default() Config {
 		ReadRate:   60_000,
 		WriteRate:  600,
 		TTL:        time.Second,
+		Bound:      time.Second,
 		DBLatency:  300 * time.Microsecond,
 		Weather: Weather{
 			Delay: 0.001, DelayMax: 100 * time.Millisecond,
@@ -100,6 +102,7 @@ func (c Config) Validate() error {
 	want(c.WriteRate >= 1, "write rate is %d, want at least 1", c.WriteRate)
 	want(c.DBLatency >= 0, "database latency is %v, want at least 0", c.DBLatency)
 	want(c.TTL > 0, "ttl is %v, want more than 0", c.TTL)
+	want(c.Bound > 0, "bound is %v, want more than 0", c.Bound)
 	for _, p := range []struct {
 		name  string
 		value float64
@@ -158,6 +161,7 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		ReadRate    int      `json:"reads_per_s"`
 		WriteRate   int      `json:"writes_per_s"`
 		TTLMs       float64  `json:"ttl_ms"`
+		BoundMs     float64  `json:"bound_ms"`
 		DBLatencyMs float64  `json:"db_latency_ms"`
 		Delay       float64  `json:"delay"`
 		DelayMaxMs  float64  `json:"delay_max_ms"`
@@ -174,7 +178,7 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		Reconcile   int      `json:"reconcile"`
 	}{
 		c.Contenders, c.Replicas, c.Accounts, c.Capacity, c.Seed, ms(c.Duration), ms(c.Quiet), c.Skew,
-		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL), ms(c.DBLatency),
+		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL), ms(c.Bound), ms(c.DBLatency),
 		c.Weather.Delay, ms(c.Weather.DelayMax), c.Weather.Reorder, c.Weather.Duplicate, c.Weather.Drop,
 		c.Cuts, ms(c.CutFor), c.Freezes, ms(c.FreezeFor), c.Stalls, ms(c.StallFor), c.Kills, c.Reconcile,
 	})

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/tidemark-go/tidemark"
 )
 
 // A contender is one way to put a cache in front of the database. To add one,
@@ -29,12 +31,19 @@ type contender interface {
 type promise struct {
 	text     string        // for the legend
 	maxStale time.Duration // no read is stale for longer; zero: not promised
-	tideMark bool          // no read is below the replica's tide mark
+	// confirmed: maxStale counts from when the contender confirmed the newer
+	// version, see oracle.confirm, not from when the database had it.
+	confirmed bool
+	tideMark  bool // no read is below the replica's tide mark
 }
 
 // broken reports whether v is a read beyond the bound that p states.
 func (p promise) broken(v verdict) bool {
-	return p.maxStale > 0 && v.stale && v.staleFor > p.maxStale ||
+	stale := v.staleFor
+	if p.confirmed {
+		stale = v.overdue
+	}
+	return p.maxStale > 0 && v.stale && stale > p.maxStale ||
 		p.tideMark && (v.belowMark || v.undoubted)
 }
 
@@ -79,6 +88,10 @@ type environment struct {
 	// through puts the storm's weather and the oracle's ears between a
 	// transport and the replica.
 	through func(transport hint, ears ears) hint
+
+	// throughLog does the same for a log, on which there is no weather, see
+	// logLink.
+	throughLog func(log tidemark.Log, ears ears) tidemark.Log
 }
 
 // ears tell the oracle what a replica has been told. Each is called when the
@@ -89,12 +102,13 @@ type ears struct {
 	// it also told it to doubt everything.
 	message func(msg []byte) (news []change, doubt bool)
 	// lost is true if the replica must doubt everything when the transport
-	// says that messages may have been missed.
+	// says that messages may have been missed, or when it reads a log from
+	// another place than where it had stopped.
 	lost bool
 }
 
 // contenders in the order in which they run by default.
-var contenders = []contender{mapContender{}, ttlContender{}, ristrettoContender{}, tidemarkContender{}}
+var contenders = []contender{mapContender{}, ttlContender{}, ristrettoContender{}, tidemarkContender{}, tidemarkLogContender{}}
 
 // Names returns the names of all contenders.
 func Names() []string {

@@ -38,16 +38,23 @@ func (tidemarkContender) open(env *environment) (replica, error) {
 	if err != nil {
 		return nil, err
 	}
+	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName})
+	inv.Hint = env.through(inv.Hint, ears{message: newTidemarkEar().message, lost: true})
+	return openTidemark(env, inv, tidemark.Any)
+}
+
+// openTidemark returns a replica with the invalidator inv that reads at level,
+// once it is ready.
+func openTidemark(env *environment, inv tidemark.Invalidator, level tidemark.Level) (replica, error) {
 	store, err := newRecordingStore(env.bank)
 	if err != nil {
 		return nil, err
 	}
-	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName})
-	inv.Hint = env.through(inv.Hint, ears{message: newTidemarkEar().message, lost: true})
 	cache, err := tidemark.New(tidemark.Options[int, Account]{
 		MaxCost:     int64(env.config.Capacity),
 		Store:       store,
 		Invalidator: inv,
+		Level:       level,
 	})
 	if err != nil {
 		return nil, err
@@ -61,9 +68,11 @@ func (tidemarkContender) open(env *environment) (replica, error) {
 }
 
 func (tidemarkContender) openAnnouncer(nc *nats.Conn) (announcer, error) {
-	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[int]{
-		Invalidator: tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName}),
-	})
+	return openPublisher(tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName}))
+}
+
+func openPublisher(inv tidemark.Invalidator) (announcer, error) {
+	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[int]{Invalidator: inv})
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +120,7 @@ func (r *tidemarkReplica) close(ctx context.Context) error { return r.cache.Clos
 type tidemarkEar struct {
 	msg  wire.Message
 	last map[uint64]uint64 // sequence number by origin
+	log  bool              // an origin's first message is where this replica began to read, not a hole
 }
 
 func newTidemarkEar() *tidemarkEar { return &tidemarkEar{last: make(map[uint64]uint64)} }
@@ -120,7 +130,10 @@ func (e *tidemarkEar) message(msg []byte) (news []change, doubt bool) {
 	if err := wire.Decode(msg, m); err != nil {
 		return nil, true
 	}
-	last := e.last[m.Origin]
+	last, known := e.last[m.Origin]
+	if e.log && !known {
+		last = m.Seq - 1
+	}
 	doubt = m.Seq > last+1 || m.Kind == wire.KindInvalidateAll
 	e.last[m.Origin] = max(last, m.Seq)
 	for _, entry := range m.Entries {

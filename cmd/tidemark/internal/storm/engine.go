@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/tidemark-go/tidemark"
 )
 
 // A Status says how far a storm is.
@@ -78,6 +80,8 @@ type node struct {
 	bank    *bank
 	conns   []*nats.Conn
 	links   []*link
+	logs    []*logLink
+	dead    atomic.Bool // killed: nobody hears what it says any more
 	replica replica
 }
 
@@ -150,7 +154,7 @@ func (r *run) open(ctx context.Context, dir string) error {
 	r.oracle = newOracle(r.config.Accounts, r.config.Replicas)
 	r.ledger = newLedger(r.config.Accounts)
 	var err error
-	if r.server, err = startServer(); err != nil {
+	if r.server, err = startServer(filepath.Join(dir, "nats")); err != nil {
 		return err
 	}
 	if r.database, err = openDatabase(ctx, filepath.Join(dir, "accounts.db"), r.config.Accounts, r.oracle); err != nil {
@@ -168,9 +172,13 @@ func (r *run) open(ctx context.Context, dir string) error {
 	return nil
 }
 
-// startServer starts a NATS server on a free loopback port.
-func startServer() (*server.Server, error) {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true})
+// startServer starts a NATS server on a free loopback port, the same for every
+// contender. What its streams hold is in dir.
+func startServer(dir string) (*server.Server, error) {
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true,
+		JetStream: true, StoreDir: dir, JetStreamMaxMemory: 64 << 20, JetStreamMaxStore: 1 << 30,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("nats server: %w", err)
 	}
@@ -211,6 +219,14 @@ func (r *run) openNode(id int, w Weather) (*node, error) {
 			}
 			// The oracle listens where the replica does, behind the weather.
 			return &listening{hint: l, oracle: r.oracle, replica: id, ears: e}
+		},
+		throughLog: func(log tidemark.Log, e ears) tidemark.Log {
+			l := &logLink{inner: log, ears: e, stopped: make(chan struct{})}
+			n.logs = append(n.logs, l)
+			if id < r.config.Replicas {
+				l.oracle, l.replica = r.oracle, id
+			}
+			return l
 		},
 	})
 	return n, err

@@ -3,6 +3,7 @@ package storm
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"os"
 	"runtime"
 	"sync"
@@ -88,6 +89,13 @@ func TestStormEndToEnd(t *testing.T) {
 	assert.Positive(t, tidemark.Messages.Dropped)
 	assert.Positive(t, tidemark.Messages.Duplicated)
 
+	withLog := results["tidemark-log"]
+	assert.Zero(t, withLog.BeyondBound, withLog.Violations)
+	assert.Zero(t, withLog.WrongAtRest, withLog.Violations)
+	assert.Zero(t, withLog.LostCents)
+	assert.Positive(t, withLog.StaleReads, "a message takes its time, log or not")
+	assert.Positive(t, withLog.Messages.Dropped, "of its hints")
+
 	phases := map[string]bool{}
 	for _, e := range events {
 		phases[e.Phase] = true
@@ -114,10 +122,10 @@ func TestStormStopsWhenItIsInterrupted(t *testing.T) {
 func TestStormRefusesABadConfig(t *testing.T) {
 	c := Default()
 	c.Contenders = []string{"map", "nosuch", "map"}
-	c.Replicas, c.Weather.Drop = 0, 2
+	c.Replicas, c.Weather.Drop, c.Bound = 0, 2, 0
 	_, err := Run(t.Context(), c, nil)
 	require.Error(t, err)
-	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2"} {
+	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2", "bound is 0s"} {
 		assert.ErrorContains(t, err, want)
 	}
 	assert.NoError(t, Default().Validate())
@@ -321,6 +329,54 @@ func TestStormFindsAReplicaThatDoesNotDoubt(t *testing.T) {
 	require.Eventually(t, func() bool { return r.oracle.doubted[0].Load() != 0 }, 5*time.Second, time.Millisecond)
 	r.readOne(t.Context(), n, 0, false, &seen)
 	assert.EqualValues(t, 1, seen.beyond)
+}
+
+func TestStormFindsReadsThatMissWhatWasConfirmedLongAgo(t *testing.T) {
+	for _, c := range []struct {
+		bound promise
+		found bool
+	}{
+		{promise{maxStale: 100 * time.Millisecond, confirmed: true}, true},
+		{promise{maxStale: time.Minute, confirmed: true}, false},
+		{promise{confirmed: true}, false},
+	} {
+		res := runMutant(t, mutant{bound: c.bound, start: openDeaf})
+		assert.Equal(t, c.found, res.BeyondBound > 0, "%+v: %d reads", c.bound, res.BeyondBound)
+		assert.Positive(t, res.StaleReads)
+	}
+}
+
+// ashamed makes its deposits and says that they failed, so nobody may count on
+// them.
+type ashamed struct{ *deaf }
+
+var errAshamed = errors.New("told nobody")
+
+func (a ashamed) deposit(ctx context.Context, account int, op uint64, cents int64) error {
+	if err := a.deaf.deposit(ctx, account, op, cents); err != nil {
+		return err
+	}
+	return errAshamed
+}
+
+func TestStormHoldsNobodyToWhatItDidNotConfirm(t *testing.T) {
+	for _, confirmed := range []bool{true, false} {
+		res := runMutant(t, mutant{
+			bound: promise{maxStale: 100 * time.Millisecond, confirmed: confirmed},
+			start: func(env *environment) (replica, error) {
+				d, err := openDeaf(env)
+				if err != nil {
+					return nil, err
+				}
+				return ashamed{d.(*deaf)}, nil
+			},
+		})
+		assert.Equal(t, confirmed, res.BeyondBound == 0, "%d reads", res.BeyondBound)
+		assert.Positive(t, res.StaleReads, "they are stale all the same")
+		assert.Positive(t, res.WriteErrors)
+		assert.Zero(t, res.LostUpdates, "and in the books")
+		assert.Zero(t, res.LostCents)
+	}
 }
 
 // inventive returns values that nobody wrote.

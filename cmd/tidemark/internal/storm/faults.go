@@ -29,6 +29,9 @@ func (r *run) runFaults(ctx context.Context, begin time.Time) {
 			for _, l := range r.nodes[f.replica].links {
 				l.stall(f.length)
 			}
+			for _, l := range r.nodes[f.replica].logs {
+				l.stall(f.length)
+			}
 		case faultKill:
 			n := kills
 			kills++
@@ -126,7 +129,11 @@ func (r *run) killDuring(ctx context.Context, n *node, account int) error {
 
 // die makes the process silent and deaf, and resets its connection.
 func (n *node) die() {
+	n.dead.Store(true)
 	for _, l := range n.links {
+		l.kill()
+	}
+	for _, l := range n.logs {
 		l.kill()
 	}
 	n.proxy.cut()
@@ -157,7 +164,7 @@ func (r *run) reconcile(ctx context.Context) (err error) {
 	for len(accounts) > 0 {
 		chunk := accounts[:min(reconcileChunk, len(accounts))]
 		accounts = accounts[len(chunk):]
-		changes, err := r.correctAccounts(ctx, chunk, rng)
+		corrections, changes, err := r.correctAccounts(ctx, chunk, rng)
 		if err != nil {
 			return fmt.Errorf("reconciliation: %w", err)
 		}
@@ -166,6 +173,10 @@ func (r *run) reconcile(ctx context.Context) (err error) {
 		}
 		if err := tell.announce(ctx, changes); err != nil {
 			return fmt.Errorf("announcing the reconciliation: %w", errors.Join(err, tell.close(ctx)))
+		}
+		at := r.oracle.now()
+		for _, c := range corrections {
+			r.oracle.confirm(c.account, c.op, at)
 		}
 	}
 	if tell == nil {
@@ -176,7 +187,7 @@ func (r *run) reconcile(ctx context.Context) (err error) {
 
 // correctAccounts makes a small deposit into each account in one transaction,
 // and enters it in the books.
-func (r *run) correctAccounts(ctx context.Context, accounts []int, rng *rand.Rand) ([]change, error) {
+func (r *run) correctAccounts(ctx context.Context, accounts []int, rng *rand.Rand) ([]correction, []change, error) {
 	corrections := make([]correction, len(accounts))
 	for i, a := range accounts {
 		corrections[i] = correction{account: a, op: r.oracle.beginWrite(a), cents: 1 + rng.Int64N(100)}
@@ -184,11 +195,11 @@ func (r *run) correctAccounts(ctx context.Context, accounts []int, rng *rand.Ran
 	changes, err := r.database.correct(ctx, corrections)
 	at := r.oracle.now()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, c := range corrections {
 		r.oracle.acknowledge(c.account, c.op, at)
 		r.ledger.record(c.account, c.cents)
 	}
-	return changes, nil
+	return corrections, changes, nil
 }

@@ -53,13 +53,17 @@ func TestDrawnAccountsAreZipfDistributedAndRepeatable(t *testing.T) {
 type sniffer struct {
 	mu   sync.Mutex
 	told map[int]int // messages about each account
+
+	// What went to a log and to its hint, or to several readers of a log, is
+	// one message.
+	seen map[string]bool
 }
 
 // sniff listens on the server of r and counts messages by account. It
 // understands those of ristretto and of tidemark.
 func sniff(t *testing.T, r *run) *sniffer {
 	t.Helper()
-	s := &sniffer{told: map[int]int{}}
+	s := &sniffer{told: map[int]int{}, seen: map[string]bool{}}
 	nc, err := nats.Connect(r.server.ClientURL())
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
@@ -71,6 +75,10 @@ func sniff(t *testing.T, r *run) *sniffer {
 			s.told[int(binary.LittleEndian.Uint64(m.Data))]++
 			return
 		}
+		if s.seen[string(m.Data)] {
+			return
+		}
+		s.seen[string(m.Data)] = true
 		news, _ := ear.message(m.Data)
 		for _, n := range news {
 			s.told[n.account]++
@@ -87,8 +95,14 @@ func (s *sniffer) messages(account int) int {
 	return s.told[account]
 }
 
+// overdue returns for how long a reader of the opening balance has missed what
+// the contender confirmed.
+func overdue(r *run, account int) time.Duration {
+	return r.oracle.endRead(r.oracle.beginRead(0, account), 0).overdue
+}
+
 // publishing are the contenders that tell other replicas what they change.
-var publishing = []contender{ristrettoContender{}, tidemarkContender{}}
+var publishing = []contender{ristrettoContender{}, tidemarkContender{}, tidemarkLogContender{}}
 
 func TestKilledWriterCommitsAndDoesNotPublish(t *testing.T) {
 	for _, who := range publishing {
@@ -119,7 +133,14 @@ func TestKilledWriterCommitsAndDoesNotPublish(t *testing.T) {
 			if _, resident := r.nodes[0].replica.peek(dead); resident {
 				assert.Equal(t, atRest{resident: 1, wrong: 1, unannounced: 1}, r.compareResident(r.nodes[0], dead, a))
 			}
-			assert.Positive(t, n.links[0].suppressed.Load(), "although the code after the commit ran")
+			suppressed := n.links[0].suppressed.Load()
+			for _, l := range n.logs {
+				suppressed += l.suppressed.Load()
+				assert.Positive(t, l.suppressed.Load(), "nor the log")
+			}
+			assert.Positive(t, suppressed, "although the code after the commit ran")
+			assert.Zero(t, overdue(r, dead), "nobody was promised that it is visible")
+			assert.Positive(t, overdue(r, alive))
 		})
 	}
 }
@@ -188,6 +209,14 @@ func TestReconciliationChangesRowsBehindTheReplicasAndTellsThem(t *testing.T) {
 				require.NoError(t, err)
 			}
 			require.NoError(t, r.reconcile(t.Context()))
+
+			for _, a := range accounts {
+				if who.name() == "map" || who.name() == "ttl" {
+					require.Zero(t, overdue(r, a), "nothing was told, so nothing confirmed")
+				} else {
+					require.Positive(t, overdue(r, a), "the announcer has returned")
+				}
+			}
 
 			wrong := func() int {
 				n := 0

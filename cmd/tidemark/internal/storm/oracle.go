@@ -41,7 +41,10 @@ type record struct {
 	// acks are the acknowledgements that raised the highest acknowledged
 	// version, in time order, so both fields increase. When the oldest are
 	// dropped, a staleness that would need them becomes a lower bound.
-	acks []acknowledged
+	acks timeline
+	// confirmations are those that the contender itself has given, in the
+	// same way.
+	confirmations timeline
 }
 
 // acknowledged is one state of an account that a client knows to be committed.
@@ -49,6 +52,34 @@ type acknowledged struct {
 	version uint64
 	op      uint64
 	at      int64 // when its write returned
+}
+
+// A timeline says when which version was the highest: both increase.
+type timeline []acknowledged
+
+// add appends a, whose version must be higher than the last, and returns it as
+// it was appended. Beyond historyLimit the oldest half goes.
+func (t *timeline) add(a acknowledged) acknowledged {
+	if n := len(*t); n > 0 {
+		// Two writers took the time in one order and arrive in the other.
+		// The later time is the one that can be proven for both.
+		a.at = max(a.at, (*t)[n-1].at)
+	}
+	if len(*t) >= historyLimit {
+		*t = append((*t)[:0], (*t)[len(*t)/2:]...)
+	}
+	*t = append(*t, a)
+	return a
+}
+
+// since returns the time of the oldest version above version that is
+// remembered, and whether there is one.
+func (t timeline) since(version uint64) (at int64, ok bool) {
+	i := sort.Search(len(t), func(i int) bool { return t[i].version > version })
+	if i == len(t) {
+		return 0, false
+	}
+	return t[i].at, true
 }
 
 const (
@@ -151,17 +182,28 @@ func (o *oracle) acknowledge(account int, op uint64, at int64) {
 	if !exact || v == pending || v == failed || v <= r.newest.Load().version {
 		return
 	}
-	if n := len(r.acks); n > 0 && at < r.acks[n-1].at {
-		// Two writers took the time in one order and arrive in the other.
-		// The later time is the one that can be proven for both.
-		at = r.acks[n-1].at
-	}
-	if len(r.acks) >= historyLimit {
-		r.acks = append(r.acks[:0], r.acks[len(r.acks)/2:]...)
-	}
-	a := acknowledged{version: v, op: op, at: at}
-	r.acks = append(r.acks, a)
+	a := r.acks.add(acknowledged{version: v, op: op, at: at})
 	r.newest.Store(&a)
+}
+
+// confirm records that the contender said at time at to whoever made the write
+// op that it is done: the deposit returned without an error, or the announcer
+// did after the row was changed by SQL. It comes after acknowledge, which says
+// when the world could know of the commit. Of a write whose writer was killed,
+// or whose deposit returned an error, there is an acknowledgement but no
+// confirmation: a reader may take it for missing, but nobody promised it.
+func (o *oracle) confirm(account int, op uint64, at int64) {
+	r := &o.records[account]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v, exact := r.versionLocked(op)
+	if !exact || v == pending || v == failed {
+		return
+	}
+	if n := len(r.confirmations); n > 0 && v <= r.confirmations[n-1].version {
+		return
+	}
+	r.confirmations.add(acknowledged{version: v, op: op, at: at})
 }
 
 // versionLocked returns the version of op: pending, failed, or a real one.
@@ -222,6 +264,7 @@ type verdict struct {
 	version   uint64        // of the value returned
 	stale     bool          // a newer version had been acknowledged before the read began
 	staleFor  time.Duration // how long before the read began; a lower bound if the history is trimmed
+	overdue   time.Duration // how long before the read began the contender had confirmed a newer version; likewise
 	backward  bool          // an earlier completed read on this replica had returned a newer version
 	belowMark bool          // below the replica's tide mark: shown, written or told there before
 	undoubted bool          // stale although the replica was told, after the newer version, to check everything
@@ -271,8 +314,11 @@ func (o *oracle) settle(account int, op uint64) (version uint64, exact, known bo
 func (o *oracle) judge(r reading, version uint64, exact bool) verdict {
 	v := verdict{version: version}
 	if version < r.newest.version {
-		since := o.staleSince(r.account, version, r.newest.at)
+		since, confirmed, promised := o.staleSince(r.account, version, r.newest.at)
 		v.stale = true
+		if promised {
+			v.overdue = time.Duration(max(0, r.began-confirmed))
+		}
 		v.staleFor = time.Duration(r.began - since)
 		v.undoubted = r.doubted != 0 && since < r.doubted-1
 	}
@@ -285,16 +331,18 @@ func (o *oracle) judge(r reading, version uint64, exact bool) verdict {
 }
 
 // staleSince returns when the oldest version newer than version was
-// acknowledged, or the oldest such time still remembered; at most latest.
-func (o *oracle) staleSince(account int, version uint64, latest int64) int64 {
+// acknowledged, or the oldest such time still remembered; at most latest. And
+// when the contender confirmed one, if it did.
+func (o *oracle) staleSince(account int, version uint64, latest int64) (acknowledged, confirmed int64, promised bool) {
 	rec := &o.records[account]
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
-	i := sort.Search(len(rec.acks), func(i int) bool { return rec.acks[i].version > version })
-	if i == len(rec.acks) {
-		return latest
+	acknowledged, known := rec.acks.since(version)
+	if !known {
+		acknowledged = latest
 	}
-	return min(latest, rec.acks[i].at)
+	confirmed, promised = rec.confirmations.since(version)
+	return min(latest, acknowledged), confirmed, promised
 }
 
 // raise sets m to v if v is greater.

@@ -62,6 +62,31 @@ func TestOracleFlagsAStaleReadAndMeasuresIt(t *testing.T) {
 	assert.False(t, h.read(0, 100, 2).stale)
 }
 
+func TestOracleCountsFromWhatWasConfirmed(t *testing.T) {
+	h := newHistory()
+	killed := h.write(10)
+	v := h.read(0, 100, 0)
+	assert.True(t, v.stale)
+	assert.Zero(t, v.overdue, "acknowledged to the world, but confirmed to nobody")
+
+	told := h.write(20)
+	h.confirm(0, told, 50)
+	v = h.read(0, 100, 0)
+	assert.Equal(t, time.Duration(90), v.staleFor)
+	assert.Equal(t, time.Duration(50), v.overdue)
+	assert.Equal(t, time.Duration(50), h.read(0, 100, killed).overdue)
+	assert.Zero(t, h.read(0, 100, told).overdue)
+	assert.Zero(t, h.read(1, 40, 0).overdue, "a read that began before")
+
+	h.confirm(0, killed, 60)
+	h.confirm(0, h.write(70), 90)
+	assert.Equal(t, time.Duration(50), h.read(1, 100, 0).overdue, "since the oldest newer version")
+	assert.Equal(t, time.Duration(10), h.read(1, 100, told).overdue)
+
+	h.confirm(0, h.beginWrite(0), 95)
+	assert.Zero(t, h.read(1, 100, told+1).overdue, "what the database does not have is not confirmed here")
+}
+
 func TestOracleKnowsAcknowledgementsThatArriveOutOfOrder(t *testing.T) {
 	h := newHistory()
 	first, second := h.commit(), h.commit()
@@ -166,17 +191,19 @@ func TestOracleWaitsForAVersionThatIsOnItsWay(t *testing.T) {
 func TestOracleForgetsWithoutAccusingWrongly(t *testing.T) {
 	h := newHistory()
 	for i := range int64(3 * historyLimit) {
-		h.write(i)
+		h.confirm(0, h.write(i), i)
 	}
 	r := &h.records[0]
 	require.LessOrEqual(t, len(r.versions), historyLimit)
 	require.LessOrEqual(t, len(r.acks), historyLimit)
+	require.LessOrEqual(t, len(r.confirmations), historyLimit)
 
 	const now = 3 * historyLimit
 	for range 2 {
 		v := h.read(0, now, 5)
 		assert.True(t, v.stale)
 		assert.Positive(t, v.staleFor)
+		assert.Equal(t, v.staleFor, v.overdue)
 		assert.False(t, v.backward, "the same old value twice is no step back")
 	}
 	newest := uint64(3 * historyLimit)

@@ -72,7 +72,7 @@ func (r Result) Failures() []string {
 // Broken says which of the promises of section 2 of the design tidemark broke
 // in this storm; nothing if it kept all, or did not run. Entries that are wrong
 // only because a writer died before it could tell anybody are failures, but
-// core NATS promises nothing about them.
+// nothing was promised about them: that writer confirmed them to nobody.
 func (r *Report) Broken() []string {
 	var broken []string
 	for _, c := range r.Contenders {
@@ -181,9 +181,9 @@ func failRank(r Result) int {
 // verdictLine says in words whether the contender failed.
 func verdictLine(c Result) string {
 	failures := c.Failures()
-	line := fmt.Sprintf("%-10s did not fail in this storm", c.Name)
+	line := fmt.Sprintf("%-12s did not fail in this storm", c.Name)
 	if len(failures) > 0 {
-		line = fmt.Sprintf("%-10s FAILED: %s", c.Name, strings.Join(failures, ", "))
+		line = fmt.Sprintf("%-12s FAILED: %s", c.Name, strings.Join(failures, ", "))
 		if c.LostCents > 0 {
 			line += fmt.Sprintf(" (the balances are off by %s cents)", group(uint64(c.LostCents)))
 		}

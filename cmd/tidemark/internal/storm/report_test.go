@@ -34,8 +34,8 @@ func TestTableShowsFailingContendersFirst(t *testing.T) {
 		assert.Less(t, len(line), 100, "the tables fit a terminal")
 		assert.Equal(t, strings.TrimRight(line, " "), line)
 	}
-	assert.Contains(t, text, "map        FAILED: 3 lost updates (the balances are off by 1,250 cents)")
-	assert.Contains(t, text, "ttl        did not fail in this storm; 1.00% of its reads were stale")
+	assert.Contains(t, text, "map          FAILED: 3 lost updates (the balances are off by 1,250 cents)")
+	assert.Contains(t, text, "ttl          did not fail in this storm; 1.00% of its reads were stale")
 	assert.Contains(t, text, "its tide mark")
 }
 
@@ -64,7 +64,7 @@ func TestReportJSONIsSchema1(t *testing.T) {
 	}
 	require.NoError(t, json.Unmarshal(b.Bytes(), &got))
 	assert.Equal(t, 1, got.Schema)
-	assert.EqualValues(t, 8000, got.Config["duration_ms"])
+	assert.EqualValues(t, 6000, got.Config["duration_ms"])
 	require.Len(t, got.Contenders, 3)
 	assert.Equal(t, "ttl", got.Contenders[0]["name"], "in the order in which they ran")
 	assert.Equal(t, true, got.Contenders[2]["failed"])
