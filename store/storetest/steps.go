@@ -72,8 +72,8 @@ func (p *probe) wantAbsent(key string, version tidemark.Version) {
 	}
 }
 
-// wantConflict demands that err is a conflict with the store's version current.
-func (p *probe) wantConflict(err error, current tidemark.Version) {
+// conflict demands that err is a conflict and nothing else, and returns it.
+func (p *probe) conflict(err error) *tidemark.ConflictError {
 	p.Helper()
 	var conflict *tidemark.ConflictError
 	if !errors.As(err, &conflict) {
@@ -82,8 +82,14 @@ func (p *probe) wantConflict(err error, current tidemark.Version) {
 	if errors.Is(err, tidemark.ErrUnavailable) {
 		p.fatalf("a conflict wraps ErrUnavailable: %v", err)
 	}
-	if conflict.Current != current || conflict.Absent {
-		p.fatalf("the conflict says %q, want version %d", conflict, current)
+	return conflict
+}
+
+// wantConflict demands that err is a conflict with the store's version current.
+func (p *probe) wantConflict(err error, current tidemark.Version) {
+	p.Helper()
+	if c := p.conflict(err); c.Current != current || c.Absent {
+		p.fatalf("the conflict says %q, want version %d", c, current)
 	}
 }
 
@@ -91,18 +97,12 @@ func (p *probe) wantConflict(err error, current tidemark.Version) {
 // deletion is the version of its deletion, which the store need not name, or 0.
 func (p *probe) wantConflictAbsent(err error, deletion tidemark.Version) {
 	p.Helper()
-	var conflict *tidemark.ConflictError
-	if !errors.As(err, &conflict) {
-		p.fatalf("error %v, want a *ConflictError", err)
+	c := p.conflict(err)
+	if !c.Absent {
+		p.fatalf("the conflict does not say that the key is absent: %v", c)
 	}
-	if errors.Is(err, tidemark.ErrUnavailable) {
-		p.fatalf("a conflict wraps ErrUnavailable: %v", err)
-	}
-	if !conflict.Absent {
-		p.fatalf("the conflict does not say that the key is absent: %v", conflict)
-	}
-	if conflict.Current != 0 && conflict.Current != deletion {
-		p.fatalf("the conflict names version %d, want that of the deletion, %d, or none", conflict.Current, deletion)
+	if c.Current != 0 && c.Current != deletion {
+		p.fatalf("the conflict names version %d, want that of the deletion, %d, or none", c.Current, deletion)
 	}
 }
 
