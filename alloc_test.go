@@ -48,8 +48,9 @@ func hitAllocatesNothing[K comparable](t *testing.T, key K) {
 // So does a hit that the log vouches for.
 func TestAlloc_AHitWithinABoundAllocatesNothing(t *testing.T) {
 	s, log := newSource(), newMemLog()
+	s.set("k", 1)
 	c := followers(t, 1, s, log, Options[string, int]{Level: Within(time.Minute)})[0]
-	require.Equal(t, Applied, c.Put("k", 1, 1))
+	load(t, c, "k")
 	ctx := t.Context()
 	for name, read := range map[string]func() bool{
 		"Get":      func() bool { _, ok := c.Get("k"); return ok },

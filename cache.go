@@ -148,13 +148,13 @@ func (c *Cache[K, V]) GetEntry(key K) (Entry[V], bool) {
 // for it, and counts the read.
 func (c *Cache[K, V]) find(key K) (*node[K, V], replica.Mark) {
 	hash := c.keys.hash(key)
-	fresh := c.freshness()
+	applied, fresh := c.applied(c.opts.Level), c.freshness()
 	n := c.peek(hash, key)
 	var now replica.Moment
 	if c.timed(c.opts.Level) {
 		now = c.moments()
 	}
-	if n == nil || !c.admits(c.opts.Level, &n.E, fresh, now) {
+	if n == nil || !c.admits(c.opts.Level, applied, &n.E, fresh, now) {
 		c.stats.misses.add()
 		return nil, fresh
 	}
@@ -196,7 +196,8 @@ func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
 //
 // Put makes no promise that version is still the newest: that is the caller's
 // knowledge. It is not broadcast. A Put of version 0 is word that the key has
-// changed, as Invalidate with version 0 is: Unproven, and the entry is gone.
+// changed, as Invalidate with version 0 is: Unproven, and the entry is gone. The
+// Age of what it brings is not known, so no read Within a bound takes it.
 //
 // Putting a present key allocates one object.
 func (c *Cache[K, V]) Put(key K, value V, version Version) Outcome {
@@ -410,10 +411,10 @@ func (c *Cache[K, V]) All() iter.Seq2[K, Entry[V]] {
 	return func(yield func(K, Entry[V]) bool) {
 		for i := range c.shards {
 			for n := range c.shards[i].table.All {
-				fresh := c.freshness()
+				applied, fresh := c.applied(c.opts.Level), c.freshness()
 				n := c.peek(n.Hash, n.Key)
 				now := c.moments()
-				if n == nil || !c.admits(c.opts.Level, &n.E, fresh, now) {
+				if n == nil || !c.admits(c.opts.Level, applied, &n.E, fresh, now) {
 					continue
 				}
 				if !yield(n.Key, n.E.public(fresh, now)) {

@@ -144,7 +144,17 @@ func (e *entry[K, V]) mark() mark { return mark{e.version, e.absent} }
 // at all.
 func (e *entry[K, V]) expired(now int64) bool { return e.expiresAt != 0 && now >= e.expiresAt }
 
-// public returns e as callers see it. The mark must have been read before e.
+// age returns how old e can be at most; negative if that is not known. The mark
+// must have been read before e. It vouches only for what was loaded or written
+// since this replica joined: a Put may be below what the log had before.
+func (e *entry[K, V]) age(fresh replica.Mark, now replica.Moment) time.Duration {
+	if e.provenAt == unproven {
+		return -1
+	}
+	return fresh.Age(e.provenAt, now)
+}
+
+// public returns e as callers see it.
 func (e *entry[K, V]) public(fresh replica.Mark, now replica.Moment) Entry[V] {
-	return Entry[V]{Value: e.value, Version: e.version, Absent: e.absent, Age: fresh.Age(e.provenAt, now)}
+	return Entry[V]{Value: e.value, Version: e.version, Absent: e.absent, Age: e.age(fresh, now)}
 }

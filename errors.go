@@ -173,8 +173,9 @@ func (e *UncertainError) Error() string {
 func (e *UncertainError) Unwrap() error { return e.Err }
 
 // Wait blocks until the write is settled and reports whether it was committed,
-// and at which version. It returns ctx's error if that ends first, and
-// [ErrClosed] if the cache was closed before the store told.
+// and at which version. It returns ctx's error if that ends first, [ErrClosed]
+// if the cache was closed before the store told, and, beside the answer,
+// [ErrNotBroadcast] if it was closed before a Log was told.
 func (e *UncertainError) Wait(ctx context.Context) (v Version, committed bool, err error) {
 	if e.doubt == nil {
 		return 0, false, ErrClosed

@@ -37,23 +37,150 @@ func TestWithin_TheLogVouches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, log := newSource(), newMemLog()
 		s.set("k", 1)
-		s.set("put", 1)
 		c := followers(t, 1, s, log, Options[string, int]{})[0]
 		hold(t, c, "k")
-		require.Equal(t, Applied, c.Put("put", 1, 1))
 		loads := s.loadCount()
 		for range 50 {
 			time.Sleep(testBeat)
-			for _, key := range []string{"k", "put"} {
-				e, err := c.Read(t.Context(), key, Within(2*testBeat))
-				require.NoError(t, err)
-				assert.LessOrEqual(t, e.Age, 2*testBeat)
-				assert.GreaterOrEqual(t, e.Age, time.Duration(0))
-			}
+			e, err := c.Read(t.Context(), "k", Within(2*testBeat))
+			require.NoError(t, err)
+			assert.LessOrEqual(t, e.Age, 2*testBeat)
+			assert.GreaterOrEqual(t, e.Age, time.Duration(0))
 		}
 		assert.Equal(t, loads, s.loadCount(), "memory was enough")
 		assert.LessOrEqual(t, c.Stats().Fresh, 2*testBeat)
 		assert.GreaterOrEqual(t, c.Stats().Fresh, time.Duration(0))
+	})
+}
+
+// What was acknowledged before this replica joined, or while it was away, is not
+// in its tide, so the log does not vouch for what a Put brings.
+func TestWithin_NobodyVouchesForAPut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		a := followers(t, 1, s, log, Options[string, int]{})[0]
+		_, err := a.Update(t.Context(), "k", func(Entry[int]) (int, error) { return 2, nil })
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		b := followers(t, 1, s, log, Options[string, int]{MaxStale: time.Hour})[0]
+		require.Equal(t, Applied, b.Put("k", 1, 1), "nothing here knows better")
+		time.Sleep(3 * testBeat)
+		_, ok := b.GetEntry("k")
+		assert.False(t, ok, "MaxStale")
+		for _, level := range []Level{Within(2 * testBeat), After(a.Token())} {
+			require.NoError(t, b.Invalidate(t.Context(), "k", 0))
+			b.Put("k", 1, 1)
+			e, err := b.Read(t.Context(), "k", level)
+			require.NoError(t, err)
+			assert.Equal(t, 2, e.Value)
+		}
+	})
+}
+
+// An outage of the log in which nothing is lost: the others do not fall silent
+// because this replica is back before them.
+func TestLog_AnOutageMakesNothingSuspect(t *testing.T) {
+	for _, off := range []time.Duration{0, 30, 70, 110, 150, 190, 230} {
+		t.Run(fmt.Sprint(off), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, log := newSource(), newMemLog()
+				log.beat = defaultProbe
+				s.set("k", 1)
+				a := followers(t, 1, s, log, Options[string, int]{})[0]
+				time.Sleep(off * time.Millisecond)
+				b := followers(t, 1, s, log, Options[string, int]{})[0]
+				time.Sleep(10 * time.Second)
+				hold(t, a, "k")
+				hold(t, b, "k")
+				log.setRefuse(errors.New("no quorum"))
+				log.fail(errors.New("no quorum"))
+				time.Sleep(4 * time.Second)
+				log.setRefuse(nil)
+				time.Sleep(3 * time.Second)
+				requireServed(t, a, "k")
+				requireServed(t, b, "k")
+			})
+		})
+	}
+}
+
+// A session's readers, with messages being applied at any moment: what a token
+// stands for is asked before the entry is read (S62).
+func TestAfter_NeverBelowTheToken(t *testing.T) {
+	s, log := newSource(), newMemLog()
+	log.beat = minBeat
+	s.set("k", 0)
+	r := followers(t, 2, s, log, Options[string, int]{})
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	defer stop()
+	type write struct {
+		token   Token
+		version Version
+	}
+	var newest atomic.Pointer[write]
+	newest.Store(&write{Token{}, 1})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			e, err := r[0].Update(t.Context(), "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
+			if !assert.NoError(t, err) {
+				return
+			}
+			newest.Store(&write{r[0].Token(), e.Version})
+			time.Sleep(time.Millisecond)
+		}
+	})
+	for range 16 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				w := newest.Load()
+				e, err := r[1].Read(t.Context(), "k", After(w.token))
+				if !assert.NoError(t, err) || !assert.GreaterOrEqual(t, e.Version, w.version) {
+					stop()
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// What returned ErrNotBroadcast is part of the session all the same.
+func TestAfter_WhatIsNotBroadcastYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		r := followers(t, 2, s, log, Options[string, int]{})
+		hold(t, r[1], "k")
+		time.Sleep(3 * testBeat)
+		log.setRefuse(errors.New("no quorum"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := r[0].Update(ctx, "k", func(Entry[int]) (int, error) { return 2, nil })
+		require.ErrorIs(t, err, ErrNotBroadcast)
+		e, err := r[1].Read(t.Context(), "k", After(r[0].Token()))
+		require.NoError(t, err)
+		assert.Equal(t, 2, e.Value)
+		log.setRefuse(nil)
+		time.Sleep(time.Second)
+		assert.False(t, r[0].Token().full, "it is out")
+	})
+}
+
+// Each message takes longer than as many beats as there are probes remembered.
+func TestWithin_AReaderThatLagsIsFreshAllTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		log.beat, log.delay = minBeat, 500*time.Millisecond
+		s.set("k", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		hold(t, c, "k")
+		for range 60 {
+			time.Sleep(time.Second)
+			assert.GreaterOrEqual(t, c.Stats().Fresh, log.delay)
+			assert.Less(t, c.Stats().Fresh, 4*log.delay)
+		}
 	})
 }
 

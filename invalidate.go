@@ -219,10 +219,14 @@ func (c *Cache[K, V]) join() error {
 			receive, lost = func(msg []byte) { r.hurry(beside, msg) }, func(string) {}
 		}
 		stop, err := r.subscribe(receive, lost)
-		if err != nil {
+		switch {
+		case err == nil:
+			r.stops = append(r.stops, stop)
+		case inv.Log == nil:
 			return fmt.Errorf("tidemark: subscribe: %w", err)
+		default:
+			c.opts.Logger.Warn("tidemark: no hints beside the log", "err", err)
 		}
-		r.stops = append(r.stops, stop)
 	}
 	if inv.Log != nil {
 		r.wg.Go(func() { r.follow(r.ear) })
@@ -307,11 +311,11 @@ func (r *member[K, V]) lose(e *ear, reason string) {
 	r.mu.Lock()
 	already := e.deaf
 	e.deaf, e.since, r.lost = true, r.probes.Latest()+1, e.name+": "+reason
+	r.c.cutOff() // before the mark is gone: until then it is what says how old they are
 	if e.log {
 		r.probes.Void()
 		r.c.fresh.Reset(r.c.moments().Lead)
 	}
-	r.c.cutOff()
 	r.mu.Unlock()
 	if !already {
 		r.c.stats.suspicions.Add(1)
@@ -325,6 +329,7 @@ func (r *member[K, V]) lose(e *ear, reason string) {
 func (r *member[K, V]) hear(e *ear, nonce uint64) {
 	r.mu.Lock()
 	fresh := nonce >= e.since
+	away := fresh && r.c.now()-e.heard > missedBeats*int64(r.beat)
 	if fresh {
 		e.heard, e.since = r.c.now(), nonce+1 // a hello proves something once
 	}
@@ -332,6 +337,8 @@ func (r *member[K, V]) hear(e *ear, nonce uint64) {
 	if back {
 		e.deaf = false
 		r.c.rejoin()
+	}
+	if back || away { // away: from a log that could not be read
 		for _, v := range e.origins {
 			if v.hello != 0 {
 				v.hello = r.c.now() // nobody fell silent: it was this replica that did not hear

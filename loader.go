@@ -61,6 +61,7 @@ type flight[K comparable, V any] struct {
 
 	entry Entry[V] // Age counts from began
 	began int64    // when the Loader was called
+	lead  int64    // of the wall clock then
 	err   error    // the load failed; an absence is no failure
 
 	// overtaken is fence.moved when the load ended: something became known of
@@ -168,7 +169,7 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 		return Entry[V]{Age: -1}, false, nil
 	}
 	e = f.entry
-	e.Age += time.Duration(c.now() - f.began)
+	e.Age += replica.At(replica.Moment{Mono: f.began, Lead: f.lead}).Age(f.began, c.moments())
 	if e.Absent {
 		err = ErrNotFound
 	}
@@ -186,7 +187,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	case ctx.Err() != nil:
 		return nil, nil, false, ctx.Err()
 	}
-	fresh := c.freshness()
+	applied, fresh := c.applied(w.level), c.freshness()
 	s := c.shard(w.hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,7 +196,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	if first {
 		w.arrived, w.at, w.gen = s.flights, c.moments(), generation(c.era.Load())
 		// A load may have ended between the look without the lock and now.
-		if n := c.peek(w.hash, w.key); n != nil && c.admits(w.level, &n.E, fresh, w.at) {
+		if n := c.peek(w.hash, w.key); n != nil && c.admits(w.level, applied, &n.E, fresh, w.at) {
 			return n, nil, false, nil
 		}
 	}
@@ -349,7 +350,8 @@ func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 	ctx, cancel := c.loadContext(caller)
 	defer cancel()
 	err = c.ask(ctx, func() error {
-		f.began = c.now()
+		now := c.moments()
+		f.began, f.lead = now.Mono, now.Lead
 		var err error
 		loaded.Value, loaded.Version, err = c.source(f.strong).Load(ctx, f.key)
 		return c.readable(err)
@@ -505,9 +507,9 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		}
 		asked[key] = struct{}{}
 		hash := c.keys.hash(key)
-		fresh := c.freshness()
+		applied, fresh := c.applied(c.opts.Level), c.freshness()
 		n := c.peek(hash, key)
-		if now := c.moments(); n != nil && c.admits(c.opts.Level, &n.E, fresh, now) {
+		if now := c.moments(); n != nil && c.admits(c.opts.Level, applied, &n.E, fresh, now) {
 			c.hit(hash, n)
 			found = append(found, c.found(n, fresh, now))
 			continue
@@ -621,9 +623,9 @@ func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], fli
 		keys[i] = f.key
 	}
 	err = c.ask(ctx, func() error {
-		began := c.now()
+		now := c.moments()
 		for _, f := range flights {
-			f.began = began
+			f.began, f.lead = now.Mono, now.Lead
 		}
 		var err error
 		all, err = bulk.LoadMany(ctx, keys)

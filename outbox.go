@@ -61,6 +61,7 @@ type outbox struct {
 	collapsed uint64
 	failing   error  // why the latest attempt failed; nil if it did not
 	done      uint64 // the highest number that is out
+	owed      uint64 // the highest ticket of which somebody was told that it is not out
 }
 
 // A parcel is one key that waits in the queue.
@@ -184,6 +185,7 @@ func (o *outbox) await(ctx context.Context, ticket uint64) (why error) {
 		case sent >= ticket:
 			return nil
 		case why != nil:
+			o.owe(ticket)
 			return errors.Join(why, failing)
 		}
 		select { // and look once more, whatever it is
@@ -419,11 +421,19 @@ func (o *outbox) published(upTo uint64) {
 	}
 }
 
-// said returns the origin and the number of the latest message that is out.
-func (o *outbox) said() (origin, seq uint64) {
+// owe remembers that somebody was told that ticket is not out.
+func (o *outbox) owe(ticket uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.origin, o.done
+	o.owed = max(o.owed, ticket)
+}
+
+// said returns the origin and the number of the latest message that is out, and
+// whether that is all that calls which have returned have asked for.
+func (o *outbox) said() (origin, seq uint64, all bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.origin, o.done, o.sent >= o.owed
 }
 
 // addStats adds what the outbox has counted.

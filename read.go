@@ -45,7 +45,7 @@ func AtLeast(v Version) Level { return Level{kind: levelAtLeast, version: v} }
 // memory has is shown to be that by its [Entry.Age]: it was loaded or written
 // not longer ago, or this replica has been shown, by a message of its own that
 // went through the Log, to have applied all that came before. What cannot be
-// shown is loaded, or fails with [ErrStale] if [Options.OnStale] says so.
+// shown, as of a value that Put brought, is loaded, or fails with [ErrStale] if [Options.OnStale] says so.
 //
 // A change counts as acknowledged when the call that made it, an Update, say, or
 // an Invalidate, has returned without an error. Without a Log there is only the
@@ -69,10 +69,11 @@ func After(t Token) Level {
 	return Level{kind: levelAfter, token: &t}
 }
 
-// admits reports whether the entry e can satisfy l. The mark must have been read
-// before e (S62), and now after it; only if timed says so is now looked at.
-func (c *Cache[K, V]) admits(l Level, e *entry[K, V], fresh replica.Mark, now replica.Moment) bool {
-	if c.opts.MaxStale > 0 && !within(c.opts.MaxStale, fresh.Age(e.provenAt, now)) {
+// admits reports whether the entry e can satisfy l. The mark, and applied, must
+// have been read before e (S62), and now after it; only if timed says so is now
+// looked at.
+func (c *Cache[K, V]) admits(l Level, applied bool, e *entry[K, V], fresh replica.Mark, now replica.Moment) bool {
+	if c.opts.MaxStale > 0 && !within(c.opts.MaxStale, e.age(fresh, now)) {
 		return false
 	}
 	switch l.kind {
@@ -81,12 +82,18 @@ func (c *Cache[K, V]) admits(l Level, e *entry[K, V], fresh replica.Mark, now re
 	case levelAtLeast:
 		return e.version >= l.version
 	case levelWithin:
-		return within(l.within, fresh.Age(e.provenAt, now))
+		return within(l.within, e.age(fresh, now))
 	case levelAfter:
-		return c.replica != nil && c.replica.hasApplied(l.token)
+		return applied && e.provenAt != unproven
 	default:
 		return false
 	}
+}
+
+// applied reports whether this replica has applied all that the token of l stands
+// for.
+func (c *Cache[K, V]) applied(l Level) bool {
+	return l.kind == levelAfter && c.replica != nil && c.replica.hasApplied(l.token)
 }
 
 // within reports whether an age is known to be at most d.
@@ -118,9 +125,9 @@ func (c *Cache[K, V]) Load(ctx context.Context, key K) (Entry[V], error) {
 // does not look at ctx and allocates nothing.
 func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (Entry[V], error) {
 	hash := c.keys.hash(key)
-	fresh := c.freshness()
+	applied, fresh := c.applied(level), c.freshness()
 	n := c.peek(hash, key)
-	if now := c.moments(); n != nil && c.admits(level, &n.E, fresh, now) {
+	if now := c.moments(); n != nil && c.admits(level, applied, &n.E, fresh, now) {
 		c.hit(hash, n)
 		return c.result(n, fresh, now)
 	}

@@ -338,11 +338,14 @@ func (c *Cache[K, V]) resolved(key K, hash uint64, m mark, d *doubt, committed b
 	s.unpendLocked(key, p)
 	s.mu.Unlock()
 	ticket := c.announce(key, m) // before the doubt is over: Close says goodbye when there is none
-	if c.logged {
-		_ = c.replica.out.await(c.life, ticket) // or until Close: whoever waits counts on it from then on
+	var untold error
+	if c.logged { // whoever waits counts on it from then on
+		if why := c.replica.out.await(c.life, ticket); why != nil {
+			untold = fmt.Errorf("%w: %v", ErrNotBroadcast, why)
+		}
 	}
 	c.doubts.Add(-1)
-	d.settle(m.version, committed, nil)
+	d.settle(m.version, committed, untold)
 	c.opts.Logger.Info("tidemark: a write in doubt is settled", "committed", committed)
 	c.emit(Event{Kind: EventResolved})
 }

@@ -28,14 +28,19 @@ type tokenPart struct{ origin, seq uint64 }
 const maxTokenParts = 16
 
 // Token returns what stands for everything that this replica has written or
-// invalidated so far, as far as those calls have returned. Without an
-// Invalidator it is the zero Token: there is only this replica.
+// invalidated so far, as far as those calls have returned. While one of them has
+// returned ErrNotBroadcast and is still to be told, it stands for everything: reads
+// After it go to the source. Without an Invalidator it is the zero Token: there is
+// only this replica.
 func (c *Cache[K, V]) Token() Token {
 	if c.replica == nil {
 		return Token{}
 	}
-	origin, seq := c.replica.out.said()
-	if seq == 0 {
+	origin, seq, all := c.replica.out.said()
+	switch {
+	case !all:
+		return Token{full: true} // it stands for what no message says yet
+	case seq == 0:
 		return Token{}
 	}
 	return Token{parts: []tokenPart{{origin, seq}}}

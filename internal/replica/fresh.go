@@ -75,24 +75,31 @@ func (f *Fresh) Mark() Mark {
 	return Mark{mono, f.lead.Load()}
 }
 
-// pending is how many probes may be under way. Older ones prove nothing new once
-// a later one is back.
+// pending is how many probes are remembered, and one more: the oldest that was
+// pushed out, until it is back, so that a reader that lags by more than these is
+// shown to be fresh all the same, if less often.
 const pending = 64
 
 // Probes remembers when probes were sent. It is guarded by its user.
 type Probes struct {
-	sent [pending]struct {
-		nonce uint64
-		at    Moment
-	}
+	sent   [pending]probe
+	oldest probe // of those that were pushed out and may yet come back
 	latest uint64
 	valid  uint64 // the lowest nonce that proves anything
+}
+
+type probe struct {
+	nonce uint64
+	at    Moment
 }
 
 // Send registers the next probe, before it is sent, and returns its nonce.
 func (p *Probes) Send(at Moment) (nonce uint64) {
 	p.latest++
 	s := &p.sent[p.latest%pending]
+	if s.nonce != 0 && s.nonce >= p.valid && (p.oldest.nonce == 0 || p.oldest.nonce < p.valid) {
+		p.oldest = *s
+	}
 	s.nonce, s.at = p.latest, at
 	return p.latest
 }
@@ -107,6 +114,9 @@ func (p *Probes) Void() { p.valid = p.latest + 1 }
 // anything: it was sent from here, not before Void, and not long ago.
 func (p *Probes) Back(nonce uint64) (at Moment, ok bool) {
 	s := &p.sent[nonce%pending]
+	if nonce != 0 && nonce == p.oldest.nonce {
+		s = &p.oldest
+	}
 	if nonce == 0 || s.nonce != nonce || nonce < p.valid {
 		return Moment{}, false
 	}

@@ -190,6 +190,12 @@ func TestProbes(t *testing.T) {
 	fourth := third + 1
 	p.Send(Moment{Mono: 50})
 	p.Send(Moment{Mono: 50})
-	_, ok = p.Back(fourth)
-	assert.False(t, ok, "too long ago: its place is another's")
+	p.Send(Moment{Mono: 50})
+	at, ok = p.Back(fourth)
+	assert.True(t, ok, "the oldest that was pushed out is remembered")
+	assert.EqualValues(t, 40, at.Mono)
+	_, ok = p.Back(fourth + 1)
+	assert.False(t, ok, "and no other")
+	_, ok = p.Back(fourth + 2)
+	assert.True(t, ok, "its place is still its own")
 }
