@@ -63,17 +63,16 @@ func TestWithin_NobodyVouchesForAPut(t *testing.T) {
 		_, err := a.Update(t.Context(), "k", func(Entry[int]) (int, error) { return 2, nil })
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
-		b := followers(t, 1, s, log, Options[string, int]{MaxStale: time.Hour})[0]
-		require.Equal(t, Applied, b.Put("k", 1, 1), "nothing here knows better")
-		time.Sleep(3 * testBeat)
-		_, ok := b.GetEntry("k")
-		assert.False(t, ok, "MaxStale")
-		for _, level := range []Level{Within(2 * testBeat), After(a.Token())} {
-			require.NoError(t, b.Invalidate(t.Context(), "k", 0))
-			b.Put("k", 1, 1)
-			e, err := b.Read(t.Context(), "k", level)
+		for name, tt := range map[string]struct {
+			level    Level
+			maxStale time.Duration
+		}{"Within": {Within(2 * testBeat), 0}, "After": {After(a.Token()), 0}, "MaxStale": {Any, time.Hour}} {
+			b := followers(t, 1, s, log, Options[string, int]{MaxStale: tt.maxStale})[0]
+			require.Equal(t, Applied, b.Put("k", 1, 1), "nothing here knows better")
+			time.Sleep(3 * testBeat)
+			e, err := b.Read(t.Context(), "k", tt.level)
 			require.NoError(t, err)
-			assert.Equal(t, 2, e.Value)
+			assert.Equal(t, 2, e.Value, name)
 		}
 	})
 }
