@@ -361,6 +361,52 @@ func TestS64_TheClockThatAdvancedMoreCounts(t *testing.T) {
 	})
 }
 
+// The same of what a load or a write returns itself: the machine was suspended for
+// an hour while it was on its way.
+func TestS64_ALoadThatSleptSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		before := c.moments()
+		before.Lead -= int64(time.Hour)
+		f := &flight[string, int]{done: make(chan struct{}), began: before, entry: Entry[int]{Version: 1}}
+		close(f.done)
+		e, ok, err := c.land(t.Context(), f, &waiter[string, int]{key: "k"})
+		require.NoError(t, err)
+		require.True(t, ok)
+		assert.GreaterOrEqual(t, e.Age, time.Hour, "a load")
+
+		e, err = c.committed(t.Context(), &write[string, int]{key: "k", hash: c.keys.hash("k"), base: 1, began: before}, 2)
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, e.Age, time.Hour, "a write")
+
+		all := gather([]find[string, int]{{"k", Entry[int]{Version: 1}, before}}, c.moments())
+		assert.GreaterOrEqual(t, all["k"].Age, time.Hour, "one of many, while the others were loaded")
+	})
+}
+
+// A load ended between the look without the lock and the one with it: the mark
+// that was read before both vouches for the hit.
+func TestS64_AHitUnderTheLockIsAsOldAsAnyOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		c := followers(t, 1, s, log, Options[string, int]{})[0]
+		hold(t, c, "k")
+		log.setRefuse(errors.New("down"))
+		log.fail(errors.New("down"))
+		synctest.Wait()
+		mark := c.fresh.Mark()
+		c.fresh.Reset(0)
+		c.fresh.Advance(replica.Moment{Mono: mark.Mono, Lead: -int64(time.Hour)})
+		e, err := c.await(t.Context(), &waiter[string, int]{key: "k", hash: c.keys.hash("k")})
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, e.Age, time.Hour)
+		log.setRefuse(nil)
+	})
+}
+
 // With a Log a write returns when that has it. Before its context ends that may
 // not be, which is told; what it wrote is committed all the same.
 func TestLog_AWriteIsAcknowledgedWhenTheLogHasIt(t *testing.T) {

@@ -59,10 +59,9 @@ type flight[K comparable, V any] struct {
 
 	// Written by the loading goroutine before done is closed, only read after.
 
-	entry Entry[V] // Age counts from began
-	began int64    // when the Loader was called
-	lead  int64    // of the wall clock then
-	err   error    // the load failed; an absence is no failure
+	entry Entry[V]       // Age counts from began
+	began replica.Moment // when the Loader was called
+	err   error          // the load failed; an absence is no failure
 
 	// overtaken is fence.moved when the load ended: something became known of
 	// the key while it ran.
@@ -105,6 +104,7 @@ type waiter[K comparable, V any] struct {
 	// ones have begun after it.
 	arrived uint64
 	at      replica.Moment // when the read began
+	fresh   replica.Mark   // read before whatever entry board finds
 	tries   int
 	gen     uint32 // when the read began
 }
@@ -136,7 +136,7 @@ func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], err
 			return Entry[V]{Age: -1}, err
 		}
 		if hit != nil {
-			return c.result(hit, replica.NoMark, c.moments())
+			return c.result(hit, w.fresh, c.moments())
 		}
 		if mine {
 			go c.run(ctx, f)
@@ -169,7 +169,7 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 		return Entry[V]{Age: -1}, false, nil
 	}
 	e = f.entry
-	e.Age += replica.At(replica.Moment{Mono: f.began, Lead: f.lead}).Age(f.began, c.moments())
+	e.Age += replica.At(f.began).Age(f.began.Mono, c.moments())
 	if e.Absent {
 		err = ErrNotFound
 	}
@@ -187,14 +187,14 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	case ctx.Err() != nil:
 		return nil, nil, false, ctx.Err()
 	}
-	applied, fresh := c.applied(w.level), c.freshness()
+	applied, fresh, now := c.applied(w.level), c.freshness(), c.moments()
 	s := c.shard(w.hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	first := w.tries == 0
 	w.tries++
 	if first {
-		w.arrived, w.at, w.gen = s.flights, c.moments(), generation(c.era.Load())
+		w.arrived, w.at, w.fresh, w.gen = s.flights, now, fresh, generation(c.era.Load())
 		// A load may have ended between the look without the lock and now.
 		if n := c.peek(w.hash, w.key); n != nil && c.admits(w.level, applied, &n.E, fresh, w.at) {
 			return n, nil, false, nil
@@ -215,7 +215,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	if !c.loads.enter() {
 		return nil, nil, false, ErrClosed
 	}
-	f = &flight[K, V]{done: make(chan struct{}), off: c.moments(), fence: fence[K]{key: w.key, hash: w.hash}}
+	f = &flight[K, V]{done: make(chan struct{}), off: now, fence: fence[K]{key: w.key, hash: w.hash}}
 	if p := s.pending[w.key]; p != nil && p.running >= maxRunning {
 		f.strong, f.caller = true, ctx // strong, so that it is good enough for all who will wait
 		p.next = f
@@ -350,8 +350,7 @@ func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 	ctx, cancel := c.loadContext(caller)
 	defer cancel()
 	err = c.ask(ctx, func() error {
-		now := c.moments()
-		f.began, f.lead = now.Mono, now.Lead
+		f.began = c.moments()
 		var err error
 		loaded.Value, loaded.Version, err = c.source(f.strong).Load(ctx, f.key)
 		return c.readable(err)
@@ -458,15 +457,15 @@ func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
 // fill offers the state that f has loaded. It is the answer to those who wait in
 // any case.
 func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
-	proven := f.began
+	proven := f.began.Mono
 	if !f.strong {
 		proven -= int64(c.opts.LoaderClass.lag)
 	}
-	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began - proven)}
+	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began.Mono - proven)}
 	n := c.newNode(f.key, f.hash, value, m, byLoad)
 	n.E.provenAt = proven
 	f.err = &LoadError{Err: errGoexit} // what is left if Cost or EntryTTL ends this goroutine
-	c.offer(n, c.cost(f.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+	c.offer(n, c.cost(f.key, value), f.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&f.fence, m, at), &f.fence
 	})
 	f.err = nil
@@ -509,10 +508,12 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		hash := c.keys.hash(key)
 		applied, fresh := c.applied(c.opts.Level), c.freshness()
 		n := c.peek(hash, key)
-		if now := c.moments(); n != nil && c.admits(c.opts.Level, applied, &n.E, fresh, now) {
-			c.hit(hash, n)
-			found = append(found, c.found(n, fresh, now))
-			continue
+		if n != nil {
+			if now := c.moments(); c.admits(c.opts.Level, applied, &n.E, fresh, now) {
+				c.hit(hash, n)
+				found = append(found, c.found(n, fresh, now))
+				continue
+			}
 		}
 		c.stats.misses.add()
 		if n != nil && c.failsStale(c.opts.Level) {
@@ -525,7 +526,7 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		case err != nil:
 			failed[key] = err
 		case hit != nil:
-			found = append(found, c.found(hit, replica.NoMark, c.moments()))
+			found = append(found, c.found(hit, w.fresh, c.moments()))
 		default:
 			waiting = append(waiting, boarded[K, V]{w, f})
 			if mine {
@@ -543,12 +544,12 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 			failed[b.waiter.key] = err
 			continue
 		}
-		found = append(found, find[K, V]{b.waiter.key, e, c.now()})
+		found = append(found, find[K, V]{b.waiter.key, e, c.moments()})
 	}
 	if len(failed) > 0 {
-		return gather(found, c.now()), &KeysError[K]{Failed: failed}
+		return gather(found, c.moments()), &KeysError[K]{Failed: failed}
 	}
-	return gather(found, c.now()), nil
+	return gather(found, c.moments()), nil
 }
 
 // A boarded is a waiter and the flight it waits for.
@@ -561,20 +562,20 @@ type boarded[K comparable, V any] struct {
 type find[K comparable, V any] struct {
 	key   K
 	entry Entry[V]
-	at    int64
+	at    replica.Moment
 }
 
 func (c *Cache[K, V]) found(n *node[K, V], fresh replica.Mark, now replica.Moment) find[K, V] {
-	return find[K, V]{n.Key, n.E.public(fresh, now), now.Mono}
+	return find[K, V]{n.Key, n.E.public(fresh, now), now}
 }
 
 // gather returns the keys that exist. A find has aged while LoadMany waited for
 // the others.
-func gather[K comparable, V any](found []find[K, V], now int64) map[K]Entry[V] {
+func gather[K comparable, V any](found []find[K, V], now replica.Moment) map[K]Entry[V] {
 	all := make(map[K]Entry[V], len(found))
 	for _, f := range found {
 		if f.entry.Age >= 0 {
-			f.entry.Age += time.Duration(now - f.at)
+			f.entry.Age += replica.At(f.at).Age(f.at.Mono, now)
 		}
 		if !f.entry.Absent {
 			all[f.key] = f.entry
@@ -623,9 +624,9 @@ func (c *Cache[K, V]) runMany(caller context.Context, bulk BulkLoader[K, V], fli
 		keys[i] = f.key
 	}
 	err = c.ask(ctx, func() error {
-		now := c.moments()
+		began := c.moments()
 		for _, f := range flights {
-			f.began, f.lead = now.Mono, now.Lead
+			f.began = began
 		}
 		var err error
 		all, err = bulk.LoadMany(ctx, keys)

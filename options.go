@@ -123,8 +123,8 @@ type Options[K comparable, V any] struct {
 	OnStale StalePolicy
 
 	// MaxStale is the Age above which no entry is served, at no Level; nor is
-	// one whose Age is not known, which is what a Put brings.
-	// Zero means no bound.
+	// one whose Age is not known, which is what a Put brings. Zero means no
+	// bound.
 	MaxStale time.Duration
 
 	// Logger receives what an operator should know: cut-offs, lost messages,

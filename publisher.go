@@ -122,7 +122,7 @@ func (p *Publisher[K]) encode(key K) (b []byte, err error) {
 	return p.keys.encode(nil, key), nil
 }
 
-// Close publishes what waits, until ctx ends, and ends the goroutine. The error
+// Close publishes what waits, until ctx ends, and ends the goroutines. The error
 // says what could not be published.
 func (p *Publisher[K]) Close(ctx context.Context) error {
 	p.endBeat()

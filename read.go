@@ -45,7 +45,8 @@ func AtLeast(v Version) Level { return Level{kind: levelAtLeast, version: v} }
 // memory has is shown to be that by its [Entry.Age]: it was loaded or written
 // not longer ago, or this replica has been shown, by a message of its own that
 // went through the Log, to have applied all that came before. What cannot be
-// shown, as of a value that Put brought, is loaded, or fails with [ErrStale] if [Options.OnStale] says so.
+// shown, as of a value that Put brought, is loaded, or fails with [ErrStale] if
+// [Options.OnStale] says so.
 //
 // A change counts as acknowledged when the call that made it, an Update, say, or
 // an Invalidate, has returned without an error. Without a Log there is only the
@@ -127,9 +128,11 @@ func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (Entry[V], e
 	hash := c.keys.hash(key)
 	applied, fresh := c.applied(level), c.freshness()
 	n := c.peek(hash, key)
-	if now := c.moments(); n != nil && c.admits(level, applied, &n.E, fresh, now) {
-		c.hit(hash, n)
-		return c.result(n, fresh, now)
+	if n != nil {
+		if now := c.moments(); c.admits(level, applied, &n.E, fresh, now) {
+			c.hit(hash, n)
+			return c.result(n, fresh, now)
+		}
 	}
 	c.stats.misses.add()
 	if n != nil && c.failsStale(level) {

@@ -158,7 +158,7 @@ type write[K comparable, V any] struct {
 	absent bool // it is a deletion
 	op     OpID
 	fence  fence[K]
-	began  int64
+	began  replica.Moment
 
 	doubted bool // it is in doubt, and somebody sees to that
 }
@@ -178,7 +178,7 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 		return none, ErrClosed
 	}
 	defer c.work.leave()
-	w.hash, w.op, w.began = c.keys.hash(w.key), newOpID(), c.now()
+	w.hash, w.op, w.began = c.keys.hash(w.key), newOpID(), c.moments()
 	w.fence = fence[K]{key: w.key, hash: w.hash, strong: true}
 	s := c.shard(w.hash)
 	s.mu.Lock()
@@ -243,8 +243,8 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Version) (Entry[V], error) {
 	m := mark{version, w.absent}
 	n := c.newNode(w.key, w.hash, w.value, m, byWrite)
-	n.E.provenAt = w.began
-	c.offer(n, c.cost(w.key, w.value), w.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+	n.E.provenAt = w.began.Mono
+	c.offer(n, c.cost(w.key, w.value), w.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&w.fence, m, at), &w.fence
 	})
 	ticket := c.announce(w.key, m)
@@ -255,7 +255,7 @@ func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Ver
 			err = fmt.Errorf("%w, though the write is committed: %v", ErrNotBroadcast, why)
 		}
 	}
-	return n.E.public(replica.NoMark, c.moments()), err
+	return n.E.public(replica.At(w.began), c.moments()), err
 }
 
 // doubt puts the key out of memory until the store has told how the write
