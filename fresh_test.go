@@ -538,6 +538,49 @@ func TestWithin_NeverBeyondTheBound(t *testing.T) {
 	assert.Greater(t, bounded.Load(), int64(1000), "the bound was tried")
 }
 
+// A reader that heeds no context ends when it is closed, and a Hint beside the log
+// that never returns holds nothing up.
+func TestLog_CloseEndsWhatHeedsNoContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		stubborn := &jammedHint{bus: newBus(), free: make(chan struct{})}
+		inv := log.invalidator()
+		inv.Log, inv.Hint = heedless{log}, stubborn
+		c, err := New(Options[string, int]{MaxCost: small, Store: s, Invalidator: inv})
+		require.NoError(t, err)
+		require.NoError(t, c.Ready(t.Context()))
+		stubborn.stuck.Store(true)
+		time.Sleep(2 * testBeat) // until a message is stuck there
+		began := time.Now()
+		require.NoError(t, c.Close(t.Context()), "the log has everything")
+		assert.LessOrEqual(t, time.Since(began), time.Second)
+		close(stubborn.free)
+	})
+}
+
+// heedless is a log whose readers look at no context.
+type heedless struct{ *memLog }
+
+func (l heedless) Open(ctx context.Context, from uint64) (LogReader, error) {
+	r, err := l.memLog.Open(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	life, end := context.WithCancel(context.Background())
+	return heedlessReader{r, life, end}, nil
+}
+
+type heedlessReader struct {
+	LogReader
+	life context.Context
+	end  context.CancelFunc
+}
+
+func (r heedlessReader) Next(context.Context) (uint64, []byte, error) {
+	return r.LogReader.Next(r.life)
+}
+func (r heedlessReader) Close() error { r.end(); return r.LogReader.Close() }
+
 // A session takes what it has done along, and sees it at every replica.
 func TestAfter_OwnWritesAreSeenElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

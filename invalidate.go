@@ -52,7 +52,7 @@ type LogReader interface {
 	// last, or the error wraps [ErrGap]. After an error the reader is useless.
 	Next(ctx context.Context) (seq uint64, msg []byte, err error)
 
-	// Close ends the reader. A running Next returns.
+	// Close ends the reader. A running Next, of another goroutine, returns.
 	Close() error
 }
 
@@ -567,7 +567,10 @@ func (r *member[K, V]) read(e *ear, progress func()) (err error) {
 	if err != nil {
 		return r.c.readable(err)
 	}
-	defer reader.Close()
+	end := sync.OnceFunc(func() { _ = reader.Close() })
+	defer end()
+	stop := context.AfterFunc(r.c.life, end) // for a Next that does not heed its context
+	defer stop()
 	if from == 0 {
 		r.lose(e, "opened at the end") // asks for a hello that goes through this reader
 	}

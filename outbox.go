@@ -230,6 +230,15 @@ func (o *outbox) shut(ctx context.Context, allKnown bool) error {
 			return errors.Join(err, fmt.Errorf("tidemark: a publish does not end: %w", ctx.Err()))
 		}
 	}
+	hurried := make(chan struct{})
+	go func() {
+		defer close(hurried)
+		o.hurries.Wait()
+	}()
+	select {
+	case <-hurried:
+	case <-time.After(closeGrace): // a Hint beside a Log that does not return is nobody's concern either
+	}
 	if err != nil || !allKnown {
 		return err // what this origin did not say must not go unnoticed
 	}
@@ -265,7 +274,6 @@ func (o *outbox) goodbye(ctx context.Context) {
 // run is the outbox's goroutine.
 func (o *outbox) run() {
 	defer close(o.ended)
-	defer o.hurries.Wait()
 	for {
 		select {
 		case <-o.wake:

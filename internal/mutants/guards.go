@@ -1718,4 +1718,20 @@ var guards = []guard{
 		breaks: "what LoadMany found before its machine slept claims to be fresh (S64)",
 		test:   "TestS64_ALoadThatSleptSaysSo",
 	},
+	{
+		name:   "read 3",
+		file:   "invalidate.go",
+		old:    "\tstop := context.AfterFunc(r.c.life, end) // for",
+		new:    "\tstop := context.AfterFunc(r.c.life, func() {}) // for",
+		breaks: "Close waits for a reader that heeds no context",
+		test:   "TestLog_CloseEndsWhatHeedsNoContext",
+	},
+	{
+		name:   "shut 1",
+		file:   "outbox.go",
+		old:    "\tcase <-time.After(closeGrace): // a Hint beside",
+		new:    "\tcase <-make(chan int): // a Hint beside",
+		breaks: "Close waits for a Hint beside a Log that does not return",
+		test:   "TestLog_CloseEndsWhatHeedsNoContext",
+	},
 }
