@@ -27,8 +27,9 @@ type Cache[K comparable, V any] struct {
 	shards []shard[K, V]
 	policy *policy[K]
 
-	era    atomic.Uint64
-	closed atomic.Bool
+	era         atomic.Uint64
+	sourceEpoch atomic.Uint32 // versions of other epochs order nothing
+	closed      atomic.Bool
 
 	// holdOff is the moment until which a lagging load may predate what this
 	// replica has missed, so that only strong loads are cached.
@@ -90,6 +91,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 		c.shards[i].init(c.policy, slots, o.Loader == nil, int64(o.LoaderClass.lag))
 	}
 	c.logged = o.Invalidator.Log != nil
+	c.sourceEpoch.Store(o.SourceEpoch)
 	c.fresh.Reset(0)
 	c.pump.Go(c.maintain)
 	if o.Invalidator.connected() {
@@ -266,7 +268,7 @@ func (c *Cache[K, V]) noteLocked(s *shard[K, V], n *node[K, V], self *fence[K], 
 	switch {
 	case self == nil:
 	case generation(self.era) != generation(at.era):
-		s.tide.fold(n.Hash, m, n.E.cause, at.now)
+		s.foldLocked(n.Hash, m, n.E.cause, self.era, at)
 		if known := s.knownLocked(n.Hash, n.Key, at); known.version != 0 && !known.before(m) {
 			return // what is there now, and every fence with it, is no older
 		}

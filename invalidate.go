@@ -158,14 +158,15 @@ type member[K comparable, V any] struct {
 	wg    sync.WaitGroup // goroutines of this type
 	stops []func()       // end the subscriptions
 
-	received, applies, bad, foreign atomic.Uint64
+	received, applies, bad, foreign, lapsed atomic.Uint64
 
 	ear *ear // the transport that it trusts: the Log, or else the Hint
 
-	mu     sync.Mutex     // guards everything below, and what ear says
-	probes replica.Probes // the hellos
-	lost   string         // why this replica was cut off last
-	ended  bool           // the cache is closing: cut off for good
+	mu      sync.Mutex         // guards everything below, and what ear says
+	probes  replica.Probes     // the hellos
+	intents replica.Intents[K] // strict writes of others that have not ended
+	lost    string             // why this replica was cut off last
+	ended   bool               // the cache is closing: cut off for good
 }
 
 // An ear is one transport as this replica hears it.
@@ -207,7 +208,7 @@ func (c *Cache[K, V]) join() error {
 	r := &member[K, V]{c: c, beat: inv.beat()}
 	c.replica = r
 	c.cutOff()
-	r.out = newOutbox(inv, c.caught, r.collapsed)
+	r.out = newOutbox(inv, c.opts.SourceEpoch, c.caught, r.collapsed)
 	r.ear = &ear{name: "hint", origins: map[uint64]*voice{}, deaf: true, since: 1}
 	if inv.Log != nil {
 		r.ear.name, r.ear.log = "log", true
@@ -269,6 +270,7 @@ func (r *member[K, V]) keepBeat() {
 			return
 		}
 		r.notice()
+		r.lapse()
 	}
 }
 
@@ -315,6 +317,7 @@ func (r *member[K, V]) lose(e *ear, reason string) {
 	if e.log {
 		r.probes.Void()
 		r.c.fresh.Reset(r.c.moments().Lead)
+		r.holdMark()
 	}
 	r.mu.Unlock()
 	if !already {
@@ -369,15 +372,16 @@ func (r *member[K, V]) receive(e *ear, msg []byte) {
 		// Whatever it said, it was not understood: assume the worst.
 		r.bad.Add(1)
 		r.c.emit(Event{Kind: EventBadMessage, Reason: e.name, Err: err})
-		r.c.suspect(e.name + ": " + err.Error())
+		r.missed(e, slog.LevelWarn, err.Error())
 		return
 	case m.CacheID != r.out.id:
 		r.foreign.Add(1)
 		r.c.emit(Event{Kind: EventForeignMessage, Reason: e.name})
 		return
 	}
-	if gap, level := r.listen(e, m); gap != "" {
-		r.c.suspectAt(level, e.name+": "+gap)
+	first, gap, level := r.listen(e, m)
+	if gap != "" {
+		r.missed(e, level, gap)
 	}
 	if m.Origin == r.out.origin {
 		// What this replica published is in force here since before it was.
@@ -387,14 +391,34 @@ func (r *member[K, V]) receive(e *ear, msg []byte) {
 		return
 	}
 	r.received.Add(1)
+	adopted := r.c.adopt(m.Epoch)
 	switch m.Kind {
 	case wire.KindInvalidateAll:
-		r.c.newGeneration()
+		if !adopted { // which has thrown everything away
+			r.c.newGeneration()
+		}
 	case wire.KindInvalidate:
-		r.apply(e, m.Entries)
+		r.apply(e, m, first)
 	}
 	if e.log {
 		r.applied(e, m)
+	}
+}
+
+// missed makes every entry suspect: what e has missed may be anything.
+func (r *member[K, V]) missed(e *ear, level slog.Level, reason string) {
+	if e.log {
+		r.holdMark()
+	}
+	r.c.suspectAt(level, e.name+": "+reason)
+}
+
+// holdMark is called when strict writes may be under way of which this replica
+// does not know. Until they have taken effect, the log vouches for nothing but
+// what is loaded after that.
+func (r *member[K, V]) holdMark() {
+	if r.c.opts.Strict {
+		r.c.fresh.Hold(after(r.c.now(), r.c.intentTTL()))
 	}
 }
 
@@ -426,32 +450,114 @@ func (r *member[K, V]) hasApplied(t *Token) bool {
 // applied at once. All that it does not say, or says wrong, comes with the log.
 func (r *member[K, V]) hurry(e *ear, msg []byte) {
 	m := &e.msg
-	if wire.Decode(msg, m) == nil && m.CacheID == r.out.id && m.Origin != r.out.origin && m.Kind == wire.KindInvalidate {
-		r.apply(e, m.Entries)
+	if wire.Decode(msg, m) != nil || m.CacheID != r.out.id || m.Origin == r.out.origin {
+		return
+	}
+	if m.Kind == wire.KindInvalidate && m.Epoch <= r.c.sourceEpoch.Load() {
+		r.apply(e, m, false)
 	}
 }
 
-// apply applies the changes of one message.
-func (r *member[K, V]) apply(e *ear, entries []wire.Entry) {
-	for i := range entries {
-		w := &entries[i]
+// apply applies the changes of one message. Only one that is heard for the first
+// time can say that a write begins: after that it may have ended. A version of an
+// earlier epoch is none: whoever told it has not heard of this one yet, and may
+// have written since it began.
+func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
+	earlier := message.Epoch < r.c.sourceEpoch.Load()
+	for i := range message.Entries {
+		w := &message.Entries[i]
 		key, err := r.c.parseKey(w.Key)
 		if err != nil {
 			r.bad.Add(1)
 			r.c.emit(Event{Kind: EventBadMessage, Reason: e.name, Err: err})
-			r.c.suspect(e.name + ": " + err.Error())
+			r.missed(e, slog.LevelWarn, err.Error())
 			continue
 		}
-		r.c.apply(key, r.c.keys.hash(key), mark{Version(w.Version), w.Deleted}, byMessage)
-		r.applies.Add(1)
+		hash, m := r.c.keys.hash(key), mark{Version(w.Version), w.Deleted}
+		if earlier {
+			m = mark{}
+		}
+		switch {
+		case w.Stage == wire.Begun:
+			if first && e.log {
+				r.begin(key, hash, w)
+			}
+		case w.Stage == wire.Void:
+			r.end(e, key, hash, w.Op)
+		default:
+			r.c.apply(key, hash, m, byMessage)
+			r.applies.Add(1)
+			r.end(e, key, hash, w.Op)
+		}
 	}
 }
 
-// listen records that m was heard, and says if that shows that another message
-// was missed, and how much of a surprise that is: at every start of a replica
-// the others are heard for the first time. An origin's first message has
+// begin keeps the key of another replica's strict write out of memory until that
+// has ended, or can no longer take effect.
+func (r *member[K, V]) begin(key K, hash uint64, w *wire.Entry) {
+	s := r.c.shard(hash)
+	s.mu.Lock()
+	s.holdLocked(key, hash, r.c.moment())
+	s.mu.Unlock()
+	ttl := time.Duration(w.TTL) * time.Millisecond
+	r.mu.Lock()
+	begun, full := r.intents.Begin(w.Op, key, after(r.c.now(), ttl))
+	r.mu.Unlock()
+	if begun {
+		return
+	}
+	if full {
+		r.c.fresh.Hold(after(r.c.now(), ttl)) // as if it had not been heard of
+	}
+	s.mu.Lock()
+	s.releaseLocked(key)
+	s.mu.Unlock()
+}
+
+// end lets the key of a strict write back into memory, if it is that which kept
+// it out. What it came to has been applied. Only the log tells it in order.
+func (r *member[K, V]) end(e *ear, key K, hash uint64, op OpID) {
+	if !e.log || op == (OpID{}) {
+		return
+	}
+	r.mu.Lock()
+	begun := r.intents.End(op)
+	r.mu.Unlock()
+	if !begun {
+		return
+	}
+	s := r.c.shard(hash)
+	s.mu.Lock()
+	s.releaseLocked(key)
+	s.mu.Unlock()
+}
+
+// lapse lets the keys of strict writes back into memory of which nobody has told
+// how they ended, once they can no longer take effect.
+func (r *member[K, V]) lapse() {
+	r.mu.Lock()
+	keys := r.intents.Lapse(r.c.now())
+	r.mu.Unlock()
+	for _, key := range keys {
+		hash := r.c.keys.hash(key)
+		s := r.c.shard(hash)
+		s.mu.Lock()
+		s.invalidateLocked(key, hash, mark{}, byMessage, r.c.moment()) // loads that ran meanwhile may have read either state
+		s.releaseLocked(key)
+		s.mu.Unlock()
+	}
+	if n := len(keys); n > 0 {
+		r.lapsed.Add(uint64(n))
+		r.c.opts.Logger.Warn("tidemark: nobody told how strict writes ended", "writes", n)
+		r.c.emit(Event{Kind: EventLapsed, Reason: fmt.Sprintf("strict writes: %d", n)})
+	}
+}
+
+// listen records that m was heard, and says if it is for the first time, if that
+// shows that another message was missed, and how much of a surprise that is: at
+// every start of a replica the others are heard for the first time. An origin's first message has
 // number 1.
-func (r *member[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.Level) {
+func (r *member[K, V]) listen(e *ear, m *wire.Message) (first bool, gap string, level slog.Level) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := e.origins[m.Origin]
@@ -469,7 +575,7 @@ func (r *member[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.L
 		gap = fmt.Sprintf("messages %d to %d of origin %x are missing", v.seq+1, m.Seq-1, m.Origin)
 	}
 	if m.Seq <= v.seq {
-		return "", level // late or repeated; applying it again is harmless
+		return false, "", level // late or repeated; applying it again is harmless
 	}
 	v.seq = m.Seq
 	switch now := r.c.now(); {
@@ -482,7 +588,7 @@ func (r *member[K, V]) listen(e *ear, m *wire.Message) (gap string, level slog.L
 		}
 		v.hello, v.silent = now, false
 	}
-	return gap, level
+	return true, gap, level
 }
 
 // forgetOne makes room for another origin, if possible at the cost of one that
@@ -596,7 +702,7 @@ func (r *member[K, V]) read(e *ear, progress func()) (err error) {
 func (r *member[K, V]) close(ctx context.Context, allWritten bool) error {
 	err := r.out.close(ctx, allWritten && r.c.doubts.Load() == 0)
 	for _, stop := range r.stops {
-		r.end(stop)
+		r.callStop(stop)
 	}
 	r.mu.Lock() // a log's reader may still be at work
 	r.ended = true
@@ -605,8 +711,8 @@ func (r *member[K, V]) close(ctx context.Context, allWritten bool) error {
 	return err
 }
 
-// end calls stop and contains its panic.
-func (r *member[K, V]) end(stop func()) {
+// callStop calls stop and contains its panic.
+func (r *member[K, V]) callStop(stop func()) {
 	defer func() {
 		if p := recover(); p != nil {
 			_ = r.c.caught(p)
@@ -618,6 +724,10 @@ func (r *member[K, V]) end(stop func()) {
 // addStats adds what the replica has counted.
 func (r *member[K, V]) addStats(s *Stats) {
 	s.Received, s.Applies, s.Bad, s.Foreign = r.received.Load(), r.applies.Load(), r.bad.Load(), r.foreign.Load()
+	s.Lapsed = r.lapsed.Load()
+	r.mu.Lock()
+	s.Intents = r.intents.Len()
+	r.mu.Unlock()
 	r.out.addStats(s)
 }
 
@@ -680,8 +790,8 @@ func (c *Cache[K, V]) apply(key K, hash uint64, m mark, by cause) {
 	s.mu.Unlock()
 }
 
-// announce queues one change for the other replicas.
-func (c *Cache[K, V]) announce(key K, m mark) (ticket uint64) {
+// announce queues one change for the other replicas. epoch is what m is of.
+func (c *Cache[K, V]) announce(key K, m mark, epoch uint32) (ticket uint64) {
 	if c.replica == nil {
 		return 0
 	}
@@ -689,12 +799,7 @@ func (c *Cache[K, V]) announce(key K, m mark) (ticket uint64) {
 	if err != nil {
 		return c.replica.out.addAll() // it cannot be named: nothing less is safe
 	}
-	return c.replica.out.add(b, m)
-}
-
-func (c *Cache[K, V]) applyAndAnnounce(key K, hash uint64, m mark, by cause) (ticket uint64) {
-	c.apply(key, hash, m, by)
-	return c.announce(key, m)
+	return c.replica.out.add(b, m, epoch)
 }
 
 // encodeKey and parseKey call the KeyCodec and contain its panics.
@@ -726,7 +831,7 @@ func (c *Cache[K, V]) parseKey(b []byte) (key K, err error) {
 // ctx ends, which is an [ErrNotBroadcast]: the broadcast stays queued. Without
 // an Invalidator in the Options, Invalidate never waits.
 func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) error {
-	m := mark{version: version}
+	m, epoch := mark{version: version}, c.sourceEpoch.Load()
 	c.apply(key, c.keys.hash(key), m, byInvalidate)
 	if !c.work.enter() {
 		return ErrClosed
@@ -735,7 +840,7 @@ func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) er
 	if c.replica == nil {
 		return nil
 	}
-	return c.replica.out.wait(ctx, c.announce(key, m))
+	return c.replica.out.wait(ctx, c.announce(key, m, epoch))
 }
 
 // InvalidateAll throws every entry away, here and in all replicas, and fences

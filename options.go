@@ -19,6 +19,7 @@ const (
 	defaultLoadTimeout  = 30 * time.Second
 	defaultDoubtTimeout = 10 * time.Second
 	defaultMaxLoads     = 256
+	maxStrictDoubt      = 24 * time.Hour
 	maxShards           = 256
 	maxGuess            = 1 << 20 // entries, unless ExpectedEntries says more
 )
@@ -104,6 +105,25 @@ type Options[K comparable, V any] struct {
 	// with ErrUnavailable before they are sent. Those that were sent already
 	// may still come to be in doubt. Zero means 256.
 	MaxDoubts int
+
+	// SourceEpoch is the epoch of the source: see [Cache.SetSourceEpoch], which
+	// changes it. A replica that is behind takes it from the others.
+	SourceEpoch uint32
+
+	// Strict makes Update, CompareAndSet and Delete tell the Log of a write
+	// before the Store is asked, and not only after it. Then Within holds against
+	// every committed write, not only against every acknowledged one, even if the
+	// process that makes it dies half-way. It costs what the other way costs, one
+	// append per write; the key is not cached anywhere while the write is under
+	// way, nothing can be written while the Log takes no messages, and for two
+	// DoubtTimeouts after joining a replica reads Within a bound only what it has
+	// loaded that recently. It needs a Store and a Log, and must be set, with the
+	// same DoubtTimeout, in all replicas that write or read Within a bound.
+	//
+	// A process that is stopped between its intent and its write for longer than
+	// DoubtTimeout breaks the promise, as does a Store in which a write takes
+	// effect later than that.
+	Strict bool
 
 	// Invalidator connects the cache to its replicas. The zero value means
 	// that there are none.
@@ -280,6 +300,9 @@ func (o *Options[K, V]) validate() error {
 	if o.RefreshAfter > 0 && o.Loader == nil && o.Store == nil {
 		bad("RefreshAfter", "is set, but there is nothing to load from")
 	}
+	if o.Strict {
+		o.validateStrict(bad)
+	}
 	if o.OnStale > Fail {
 		bad("OnStale", "is %d, want Reload or Fail", o.OnStale)
 	}
@@ -291,6 +314,19 @@ func (o *Options[K, V]) validate() error {
 		bad("KeyCodec", "is nil, but keys of type %v cannot travel without one", reflect.TypeFor[K]())
 	}
 	return errors.Join(errs...)
+}
+
+// validateStrict checks that writes can be strict.
+func (o *Options[K, V]) validateStrict(bad func(field, format string, args ...any)) {
+	if o.Store == nil {
+		bad("Strict", "is set, but there is no Store to write to")
+	}
+	if o.Invalidator.Log == nil && o.Invalidator.mistake == nil {
+		bad("Strict", "is set, but there is no Log to tell")
+	}
+	if o.DoubtTimeout > maxStrictDoubt {
+		bad("DoubtTimeout", "is %v, want at most %v with Strict", o.DoubtTimeout, maxStrictDoubt)
+	}
 }
 
 // validateLoader checks that the Loader can do what its class needs.

@@ -348,7 +348,7 @@ func TestClose_AWriteOutlivesTheTransport(t *testing.T) {
 	writer := async(func() (Entry[int], error) { return c.CompareAndSet(context.Background(), "k", 0, 10) })
 	l.wait(t)
 	h.stuck.Store(true)
-	require.Error(t, c.replica.out.wait(ended(t), c.announce("j", mark{}))) // something is stuck
+	require.Error(t, c.replica.out.wait(ended(t), c.announce("j", mark{}, 0))) // something is stuck
 	require.ErrorIs(t, c.Close(ended(t)), context.Canceled)
 	l.release()
 	require.ErrorIs(t, get(t, writer).err, ErrNotBroadcast)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,13 +45,16 @@ type outbox struct {
 	unsent bool   // buf may not be out
 
 	mu       sync.Mutex // guards everything below
+	epoch    uint32     // of the source: what is in queue is of it
 	queue    []parcel
 	index    map[string]int // of queue, by key, so that a key waits once
 	shifted  int            // parcels taken from the front so far, for index
+	gone     int            // parcels in queue that are
 	all      bool           // everything changed; goes before queue
 	allUpTo  uint64         // the ticket that all stands for
 	carried  int            // keys of the message under way
 	carries  bool           // that message says that everything changed
+	flying   []*intent      // of that message
 	nonce    uint64         // of the hello that waits, or 0
 	greeted  bool           // the latest message was a hello: what waits goes before the next
 	tickets  uint64         // handed out so far
@@ -68,6 +72,20 @@ type outbox struct {
 type parcel struct {
 	entry  wire.Entry
 	ticket uint64
+	intent *intent // if it says that a write is about to begin
+	gone   bool    // that write was given up before it was told
+}
+
+// An intent is the word that a strict write is about to begin. It is never
+// merged with others, nor replaced by the word that everything changed.
+type intent struct {
+	done chan struct{} // closed once the log has it, or never will
+	err  error         // why it never will; read only after done
+}
+
+func (in *intent) end(err error) {
+	in.err = err
+	close(in.done)
 }
 
 const (
@@ -83,9 +101,9 @@ const (
 	closeGrace     = 100 * time.Millisecond // for a publish to notice that it was cancelled
 )
 
-func newOutbox(inv Invalidator, caught func(panicked any) error, onCollapsed func()) *outbox {
+func newOutbox(inv Invalidator, epoch uint32, caught func(panicked any) error, onCollapsed func()) *outbox {
 	o := &outbox{
-		inv: inv, origin: rand.Uint64(), id: inv.cacheID(), caught: caught, onCollapsed: onCollapsed,
+		inv: inv, origin: rand.Uint64(), id: inv.cacheID(), epoch: epoch, caught: caught, onCollapsed: onCollapsed,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 		index: map[string]int{}, progress: make(chan struct{}),
 	}
@@ -95,19 +113,23 @@ func newOutbox(inv Invalidator, caught func(panicked any) error, onCollapsed fun
 }
 
 // add queues one key, already encoded, and returns a ticket to wait for. A key
-// that waits already is sent once, with the newer of the two marks.
-func (o *outbox) add(key []byte, m mark) (ticket uint64) {
-	ticket, collapsed := o.enqueue(key, m)
+// that waits already is sent once, with the newer of the two marks. epoch is what
+// m is of.
+func (o *outbox) add(key []byte, m mark, epoch uint32) (ticket uint64) {
+	ticket, collapsed := o.enqueue(key, m, epoch)
 	if collapsed {
 		o.onCollapsed()
 	}
 	return ticket
 }
 
-func (o *outbox) enqueue(key []byte, m mark) (ticket uint64, collapsed bool) {
+func (o *outbox) enqueue(key []byte, m mark, epoch uint32) (ticket uint64, collapsed bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.tickets++
+	if epoch != o.epoch {
+		m = mark{} // it orders nothing any more
+	}
 	switch at, waits := o.index[string(key)]; {
 	case len(key) > maxKeyBytes, !waits && len(o.queue) >= maxBacklog:
 		o.collapseLocked()
@@ -123,11 +145,120 @@ func (o *outbox) enqueue(key []byte, m mark) (ticket uint64, collapsed bool) {
 		own := append([]byte(nil), key...)
 		o.index[string(own)] = o.shifted + len(o.queue)
 		o.queue = append(o.queue, parcel{
-			wire.Entry{Key: own, Version: uint64(m.version), Deleted: m.absent && m.version != 0}, o.tickets,
+			entry:  wire.Entry{Key: own, Version: uint64(m.version), Deleted: m.absent && m.version != 0},
+			ticket: o.tickets,
 		})
 	}
 	o.kick()
 	return o.tickets, collapsed
+}
+
+// intend queues the word that the write op of key, already encoded, is about to
+// begin, and can take effect for the given time.
+func (o *outbox) intend(key []byte, op OpID, ttl time.Duration) (*intent, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case len(key) > maxKeyBytes:
+		return nil, fmt.Errorf("key of %d bytes, want at most %d", len(key), maxKeyBytes)
+	case len(o.queue)-o.gone >= maxBacklog:
+		return nil, fmt.Errorf("%d keys wait to be broadcast", len(o.queue))
+	}
+	in := &intent{done: make(chan struct{})}
+	e := wire.Entry{Key: bytes.Clone(key), Stage: wire.Begun, Op: op, TTL: uint32((ttl + time.Millisecond - 1) / time.Millisecond)}
+	o.queue = append(o.queue, parcel{entry: e, ticket: o.tickets, intent: in})
+	o.kick()
+	return in, nil
+}
+
+// awaitIntent waits until the log has in. If it returns an error, untold says that
+// nothing was told, and nothing will be.
+func (o *outbox) awaitIntent(ctx context.Context, in *intent) (untold bool, err error) {
+	select {
+	case <-in.done:
+		return true, in.err
+	case <-o.life.Done():
+		return false, ErrClosed
+	case <-ctx.Done():
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := range o.queue {
+		if p := &o.queue[i]; p.intent == in {
+			*p = parcel{ticket: p.ticket, gone: true}
+			o.gone++
+			if o.gone > len(o.queue)/2 {
+				o.dropLocked(func(p parcel) bool { return p.gone })
+			}
+			return true, errors.Join(ctx.Err(), o.failing)
+		}
+	}
+	return false, errors.Join(ctx.Err(), o.failing)
+}
+
+// dropLocked takes parcels out of the queue.
+func (o *outbox) dropLocked(which func(parcel) bool) {
+	o.queue = slices.DeleteFunc(o.queue, which)
+	clear(o.index)
+	o.gone = 0
+	for i := range o.queue {
+		switch p := &o.queue[i]; {
+		case p.gone:
+			o.gone++
+		case p.entry.Stage == 0:
+			o.index[string(p.entry.Key)] = o.shifted + i
+		}
+	}
+}
+
+// conclude queues how a strict write ended: the key has reached m, of the given
+// epoch, or, if it is void, has not changed.
+func (o *outbox) conclude(key []byte, op OpID, m mark, epoch uint32, void bool) (ticket uint64) {
+	e := wire.Entry{Key: bytes.Clone(key), Stage: wire.Void, Op: op}
+	o.mu.Lock()
+	if epoch != o.epoch {
+		m = mark{}
+	}
+	if !void {
+		e.Stage, e.Version, e.Deleted = wire.Ended, uint64(m.version), m.absent && m.version != 0
+	}
+	o.tickets++
+	ticket = o.tickets
+	full := len(o.queue) >= maxBacklog
+	if full {
+		o.collapseLocked() // the intent lapses where it was heard
+		o.collapsed++
+	} else {
+		o.queue = append(o.queue, parcel{entry: e, ticket: ticket})
+	}
+	o.kick()
+	o.mu.Unlock()
+	if full {
+		o.onCollapsed()
+	}
+	return ticket
+}
+
+// adopt begins an epoch. What waits is of an earlier one, and becomes word of
+// changes without a version.
+func (o *outbox) adopt(epoch uint32) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if epoch <= o.epoch {
+		return
+	}
+	o.epoch = epoch
+	for i := range o.queue {
+		e := &o.queue[i].entry
+		e.Version, e.Deleted = 0, false
+	}
+}
+
+// latest returns the ticket for all that was queued until now.
+func (o *outbox) latest() (ticket uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.tickets
 }
 
 // addAll queues the word that everything changed.
@@ -141,13 +272,10 @@ func (o *outbox) addAll() (ticket uint64) {
 }
 
 // collapseLocked replaces the queue by the word that everything changed, which
-// includes what the queue says.
+// includes what the queue says, but for the intents.
 func (o *outbox) collapseLocked() {
 	o.all, o.allUpTo = true, o.tickets
-	o.shifted += len(o.queue)
-	clear(o.queue)
-	o.queue = o.queue[:0]
-	clear(o.index)
+	o.dropLocked(func(p parcel) bool { return p.intent == nil })
 }
 
 // hello queues a hello. It carries a nonce, so that the receiver of its own
@@ -264,7 +392,9 @@ func (o *outbox) goodbye(ctx context.Context) {
 		return
 	}
 	o.seq++
-	m := o.message(wire.KindHello)
+	o.mu.Lock()
+	m := o.messageLocked(wire.KindHello)
+	o.mu.Unlock()
 	m.Seq = o.seq
 	if b, err := wire.Append(nil, m); err == nil {
 		_ = o.publish(ctx, b)
@@ -303,14 +433,14 @@ func (o *outbox) next() (m *wire.Message, upTo uint64) {
 	o.greeted = greet
 	switch {
 	case greet: // first: a long queue must not make this replica deaf to itself
-		m = o.message(wire.KindHello)
+		m = o.messageLocked(wire.KindHello)
 		m.Nonce, o.nonce = o.nonce, 0
 		return m, 0
 	case o.all:
 		o.all, o.carries = false, true
-		return o.message(wire.KindInvalidateAll), o.allUpTo
+		return o.messageLocked(wire.KindInvalidateAll), o.allUpTo
 	case len(o.queue) > 0:
-		m = o.message(wire.KindInvalidate)
+		m = o.messageLocked(wire.KindInvalidate)
 		return m, o.takeLocked(m)
 	default:
 		return nil, 0
@@ -322,13 +452,22 @@ func (o *outbox) takeLocked(m *wire.Message) (upTo uint64) {
 	size, n := 0, 0
 	for n < len(o.queue) && n < maxBatch && (n == 0 || size < maxBatchSize) {
 		p := &o.queue[n]
-		m.Entries = append(m.Entries, p.entry)
-		delete(o.index, string(p.entry.Key))
-		size += len(p.entry.Key)
 		upTo = p.ticket
 		n++
+		if p.gone {
+			o.gone--
+			continue
+		}
+		if p.intent != nil {
+			o.flying = append(o.flying, p.intent)
+		}
+		if p.entry.Stage == 0 {
+			delete(o.index, string(p.entry.Key))
+		}
+		m.Entries = append(m.Entries, p.entry)
+		size += len(p.entry.Key)
 	}
-	o.carried = n
+	o.carried = len(m.Entries)
 	o.shifted += n
 	o.queue = append(o.queue[:0], o.queue[n:]...)
 	if len(o.queue) == 0 {
@@ -337,8 +476,13 @@ func (o *outbox) takeLocked(m *wire.Message) (upTo uint64) {
 	return upTo
 }
 
-func (o *outbox) message(k wire.Kind) *wire.Message {
-	return &wire.Message{Kind: k, CacheID: o.id, Origin: o.origin}
+func (o *outbox) messageLocked(k wire.Kind) *wire.Message {
+	return &wire.Message{Kind: k, CacheID: o.id, Origin: o.origin, Epoch: o.epoch}
+}
+
+// everything returns the word that everything changed, in the place of m.
+func everything(m *wire.Message) *wire.Message {
+	return &wire.Message{Kind: wire.KindInvalidateAll, CacheID: m.CacheID, Origin: m.Origin, Epoch: m.Epoch, Seq: m.Seq}
 }
 
 // deliver publishes m until it succeeds. It returns false when the outbox ends
@@ -349,9 +493,8 @@ func (o *outbox) deliver(m *wire.Message) bool {
 	b, err := wire.Append(o.buf[:0], m)
 	if err != nil {
 		// Only a batch beyond the wire's limits: say less, but nothing wrong.
-		all := o.message(wire.KindInvalidateAll)
-		all.Seq = m.Seq
-		b, _ = wire.Append(o.buf[:0], all)
+		o.land(err)
+		b, _ = wire.Append(o.buf[:0], everything(m))
 	}
 	o.buf, o.unsent = b, true
 	for pause := retryMin; ; pause = min(2*pause, o.inv.retryMax()) {
@@ -368,8 +511,8 @@ func (o *outbox) deliver(m *wire.Message) bool {
 		if errors.Is(err, ErrMessageSize) && m.Kind == wire.KindInvalidate {
 			// It would never go out, nor anything behind it: say less, but
 			// nothing wrong.
-			m = o.message(wire.KindInvalidateAll)
-			m.Seq = o.seq
+			o.land(err)
+			m = everything(m)
 			if b, err = wire.Append(o.buf[:0], m); err == nil {
 				o.buf = b
 				continue
@@ -415,8 +558,20 @@ func (o *outbox) hurry(b []byte) {
 	_ = o.inv.Hint.Publish(ctx, b)
 }
 
+// land tells those who wait for the intents of the message under way that the log
+// has them, or why it never will.
+func (o *outbox) land(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, in := range o.flying {
+		in.end(err)
+	}
+	o.flying = nil
+}
+
 // published records that everything up to the ticket is out.
 func (o *outbox) published(upTo uint64) {
+	defer o.land(nil)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.messages++
@@ -460,5 +615,5 @@ func (o *outbox) addStats(s *Stats) {
 func (o *outbox) backlog() (keys int, all bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.queue) + o.carried, o.all || o.carries
+	return len(o.queue) - o.gone + o.carried, o.all || o.carries
 }

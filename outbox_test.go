@@ -107,7 +107,7 @@ func marks(all []*wire.Message) map[string][]mark {
 func newPost(t testing.TB) (*post, *outbox) {
 	t.Helper()
 	p := &post{}
-	o := newOutbox(Invalidator{Name: "test", Hint: p}, caughtAlone, func() {})
+	o := newOutbox(Invalidator{Name: "test", Hint: p}, 0, caughtAlone, func() {})
 	t.Cleanup(func() {
 		p.fail(nil)
 		require.NoError(t, o.close(context.Background(), true))
@@ -121,7 +121,7 @@ func TestOutbox_MessagesAreNumberedFromOneWithoutHoles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		for i := range 20 {
-			o.add(fmt.Append(nil, i), at(1))
+			o.add(fmt.Append(nil, i), at(1), 0)
 			if i%3 == 0 {
 				o.hello(uint64(i + 1))
 			}
@@ -150,11 +150,11 @@ func TestOutbox_CollectsWhileOneIsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		o.add([]byte("first"), at(1))
+		o.add([]byte("first"), at(1), 0)
 		synctest.Wait()
 		const n = maxBatch + maxBatch/2
 		for i := range n {
-			o.add(fmt.Append(nil, i), at(1))
+			o.add(fmt.Append(nil, i), at(1), 0)
 		}
 		synctest.Wait()
 		assert.Len(t, p.tries(), 1, "one message at a time")
@@ -173,10 +173,10 @@ func TestOutbox_BatchesAreBoundedInBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		o.add([]byte("first"), at(1))
+		o.add([]byte("first"), at(1), 0)
 		synctest.Wait()
 		for i := range 20 {
-			o.add(append(fmt.Appendf(nil, "%02d", i), make([]byte, maxKeyBytes-2)...), at(1))
+			o.add(append(fmt.Appendf(nil, "%02d", i), make([]byte, maxKeyBytes-2)...), at(1), 0)
 		}
 		release()
 		synctest.Wait()
@@ -205,14 +205,14 @@ func TestOutbox_AKeyThatWaitsIsSentOnce(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p, o := newPost(t)
 				release := p.hold()
-				o.add([]byte("first"), at(1))
+				o.add([]byte("first"), at(1), 0)
 				synctest.Wait()
 				for i := range 3 { // neighbours, so that positions matter
-					o.add(fmt.Append(nil, i), at(1))
+					o.add(fmt.Append(nil, i), at(1), 0)
 				}
 				var last uint64
 				for _, m := range tt.add {
-					last = o.add([]byte("k"), m)
+					last = o.add([]byte("k"), m, 0)
 				}
 				release()
 				require.NoError(t, o.wait(t.Context(), last))
@@ -230,10 +230,10 @@ func TestOutbox_WhatIsUnderWayIsNotChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		first := o.add([]byte("k"), at(1))
+		first := o.add([]byte("k"), at(1), 0)
 		synctest.Wait()
-		second := o.add([]byte("k"), at(2))
-		third := o.add([]byte("other"), at(1))
+		second := o.add([]byte("k"), at(2), 0)
+		third := o.add([]byte("other"), at(1), 0)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.ErrorIs(t, o.wait(ctx, first), ErrNotBroadcast)
@@ -251,14 +251,14 @@ func TestOutbox_TicketIsGoodOnlyWhenItsMessageIsOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		first := o.add([]byte("first"), at(1))
+		first := o.add([]byte("first"), at(1), 0)
 		synctest.Wait()
 		var tickets []uint64
 		for i := range maxBatch + 1 {
-			tickets = append(tickets, o.add(fmt.Append(nil, i), at(1)))
+			tickets = append(tickets, o.add(fmt.Append(nil, i), at(1), 0))
 		}
-		merged := o.add([]byte("0"), at(2)) // travels with the oldest, is as young as the youngest
-		second := p.hold()                  // before the first may go on
+		merged := o.add([]byte("0"), at(2), 0) // travels with the oldest, is as young as the youngest
+		second := p.hold()                     // before the first may go on
 		release()
 		require.NoError(t, o.wait(t.Context(), first))
 		synctest.Wait()
@@ -289,10 +289,10 @@ func TestOutbox_RetriesTheSameBytes(t *testing.T) {
 		p, o := newPost(t)
 		p.fail(errors.New("no route"))
 		began := time.Now()
-		ticket := o.add([]byte("k"), at(1))
+		ticket := o.add([]byte("k"), at(1), 0)
 		synctest.Wait()
-		o.add([]byte("k"), at(2))
-		o.add([]byte("j"), at(1))
+		o.add([]byte("k"), at(2), 0)
+		o.add([]byte("j"), at(1), 0)
 		time.Sleep(time.Minute)
 		tries := p.tries()
 		assert.InDelta(t, 65, len(tries), 5, "a try a second after the first few")
@@ -316,7 +316,7 @@ func TestOutbox_AttemptsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		o.add([]byte("k"), at(1))
+		o.add([]byte("k"), at(1), 0)
 		time.Sleep(publishTimeout + 2*retryMin)
 		assert.Len(t, p.tries(), 2)
 		release()
@@ -329,10 +329,10 @@ func TestOutbox_HelloDoesNotWaitForAQueueThatNeverEmpties(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		o.add([]byte("first"), at(1))
+		o.add([]byte("first"), at(1), 0)
 		synctest.Wait()
 		for i := range 10 * maxBatch {
-			o.add(fmt.Append(nil, i), at(1))
+			o.add(fmt.Append(nil, i), at(1), 0)
 		}
 		o.addAll()
 		o.hello(7)
@@ -356,20 +356,20 @@ func TestOutbox_BacklogCollapsesIntoOneMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &post{}
 		collapses := 0
-		o := newOutbox(Invalidator{Name: "test", Hint: p}, caughtAlone, func() { collapses++ })
+		o := newOutbox(Invalidator{Name: "test", Hint: p}, 0, caughtAlone, func() { collapses++ })
 		release := p.hold()
-		o.add([]byte("first"), at(1))
+		o.add([]byte("first"), at(1), 0)
 		synctest.Wait()
 		var ticket uint64
 		for i := range maxBacklog {
-			ticket = o.add(fmt.Append(nil, i), at(1))
+			ticket = o.add(fmt.Append(nil, i), at(1), 0)
 		}
 		assert.Zero(t, collapses)
-		o.add([]byte("0"), at(2)) // a key that waits takes no room
+		o.add([]byte("0"), at(2), 0) // a key that waits takes no room
 		assert.Zero(t, collapses)
-		last := o.add([]byte("one too many"), at(1))
+		last := o.add([]byte("one too many"), at(1), 0)
 		assert.Equal(t, 1, collapses)
-		after := o.add([]byte("after"), at(1))
+		after := o.add([]byte("after"), at(1), 0)
 		var s Stats
 		o.addStats(&s)
 		assert.EqualValues(t, 1, s.Collapsed)
@@ -389,8 +389,8 @@ func TestOutbox_BacklogCollapsesIntoOneMessage(t *testing.T) {
 func TestOutbox_KeyTooLongTravelsAsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
-		require.NoError(t, o.wait(t.Context(), o.add(make([]byte, maxKeyBytes), at(1))))
-		require.NoError(t, o.wait(t.Context(), o.add(make([]byte, maxKeyBytes+1), at(1))))
+		require.NoError(t, o.wait(t.Context(), o.add(make([]byte, maxKeyBytes), at(1), 0)))
+		require.NoError(t, o.wait(t.Context(), o.add(make([]byte, maxKeyBytes+1), at(1), 0)))
 		all := p.messages()
 		require.Len(t, all, 2)
 		assert.Equal(t, wire.KindInvalidate, all[0].Kind)
@@ -417,12 +417,12 @@ func TestOutbox_KeyIsCopied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
-		o.add([]byte("first"), at(1))
+		o.add([]byte("first"), at(1), 0)
 		synctest.Wait()
 		key := []byte("k")
-		o.add(key, at(1))
+		o.add(key, at(1), 0)
 		key[0] = 'x'
-		o.add([]byte("k"), at(2))
+		o.add([]byte("k"), at(2), 0)
 		release()
 		synctest.Wait()
 		assert.Equal(t, map[string][]mark{"first": {at(1)}, "k": {at(2)}}, marks(p.messages()))
@@ -434,7 +434,7 @@ func TestOutbox_CloseDrains(t *testing.T) {
 		p, o := newPost(t)
 		release := p.hold()
 		for i := range 3 * maxBatch {
-			o.add(fmt.Append(nil, i), at(1))
+			o.add(fmt.Append(nil, i), at(1), 0)
 		}
 		time.AfterFunc(time.Second, release)
 		require.NoError(t, o.close(t.Context(), true))
@@ -452,7 +452,7 @@ func TestOutbox_CloseWithADeadTransportSaysWhatIsLeft(t *testing.T) {
 		leave func(o *outbox)
 		want  string
 	}{
-		"one key under way":        {func(o *outbox) { o.add([]byte("k"), at(1)) }, "keys that changed: 1"},
+		"one key under way":        {func(o *outbox) { o.add([]byte("k"), at(1), 0) }, "keys that changed: 1"},
 		"one under way, two wait":  {func(o *outbox) { leave(o, 3) }, "keys that changed: 3"},
 		"everything":               {func(o *outbox) { o.addAll() }, "that everything changed"},
 		"everything and some keys": {func(o *outbox) { leave(o, 2); o.addAll(); leave(o, 1) }, "that everything changed"},
@@ -460,7 +460,7 @@ func TestOutbox_CloseWithADeadTransportSaysWhatIsLeft(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := &post{failing: dead}
-				o := newOutbox(Invalidator{Name: "test", Hint: p}, caughtAlone, func() {})
+				o := newOutbox(Invalidator{Name: "test", Hint: p}, 0, caughtAlone, func() {})
 				tt.leave(o)
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
@@ -486,7 +486,7 @@ func TestOutbox_CloseWithADeadTransportSaysWhatIsLeft(t *testing.T) {
 // leave queues n keys, the first of which is then under way.
 func leave(o *outbox, n int) {
 	for i := range n {
-		o.add(fmt.Append(nil, i), at(1))
+		o.add(fmt.Append(nil, i), at(1), 0)
 		synctest.Wait()
 	}
 }
@@ -495,8 +495,8 @@ func TestOutbox_CloseWithAPublishThatNeverEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &stuckHint{bus: newBus(), release: make(chan struct{})}
 		h.stuck.Store(true)
-		o := newOutbox(Invalidator{Name: "test", Hint: h}, caughtAlone, func() {})
-		o.add([]byte("k"), at(1))
+		o := newOutbox(Invalidator{Name: "test", Hint: h}, 0, caughtAlone, func() {})
+		o.add([]byte("k"), at(1), 0)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
@@ -514,8 +514,8 @@ func TestOutbox_CloseWithAPublishThatNeverEnds(t *testing.T) {
 func TestOutbox_GoodbyeThatHangsDelaysCloseNoLongerThanItMay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &stuckHint{bus: newBus(), release: make(chan struct{})}
-		o := newOutbox(Invalidator{Name: "test", Hint: h}, caughtAlone, func() {})
-		require.NoError(t, o.wait(t.Context(), o.add([]byte("k"), at(1))))
+		o := newOutbox(Invalidator{Name: "test", Hint: h}, 0, caughtAlone, func() {})
+		require.NoError(t, o.wait(t.Context(), o.add([]byte("k"), at(1), 0)))
 		h.stuck.Store(true)
 		began := time.Now()
 		require.NoError(t, o.close(t.Context(), true))
@@ -529,7 +529,7 @@ func TestOutbox_GoodbyeThatHangsDelaysCloseNoLongerThanItMay(t *testing.T) {
 func TestOutbox_GoodbyeAfterAHelloThatWasGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)
-		require.NoError(t, o.wait(t.Context(), o.add([]byte("k"), at(1))))
+		require.NoError(t, o.wait(t.Context(), o.add([]byte("k"), at(1), 0)))
 		p.fail(errors.New("for a moment"))
 		o.hello(1)
 		synctest.Wait()
@@ -908,7 +908,7 @@ func inBubble(t *testing.T, property func(*rapid.T)) func(*rapid.T) {
 
 func testTickets(t *rapid.T) {
 	p := &post{}
-	o := newOutbox(Invalidator{Name: "test", Hint: p}, caughtAlone, func() {})
+	o := newOutbox(Invalidator{Name: "test", Hint: p}, 0, caughtAlone, func() {})
 	type change struct {
 		key    string // "": everything
 		mark   mark
@@ -952,7 +952,7 @@ func testTickets(t *rapid.T) {
 		"change": func(t *rapid.T) {
 			c := change{key: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "key"), begun: begun()}
 			c.mark = mark{Version(rapid.IntRange(0, 4).Draw(t, "version")), rapid.Bool().Draw(t, "deleted")}
-			c.ticket = o.add([]byte(c.key), c.mark)
+			c.ticket = o.add([]byte(c.key), c.mark, 0)
 			changes = append(changes, c)
 		},
 		"everything": func(*rapid.T) {
@@ -962,7 +962,7 @@ func testTickets(t *rapid.T) {
 		},
 		"many": func(*rapid.T) {
 			for i := range maxBatch {
-				o.add(fmt.Append(nil, i), at(1))
+				o.add(fmt.Append(nil, i), at(1), 0)
 			}
 		},
 		"hello":   func(*rapid.T) { o.hello(1) },
@@ -996,7 +996,7 @@ func TestOutbox_AMessageTooLargeForTheTransportSaysEverything(t *testing.T) {
 	p, o := newPost(t)
 	small := &limited{post: p, most: 500}
 	o.inv.Hint = small
-	ticket := o.add(bytes.Repeat([]byte("k"), 1000), at(3))
+	ticket := o.add(bytes.Repeat([]byte("k"), 1000), at(3), 0)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	require.NoError(t, o.wait(ctx, ticket))
@@ -1004,7 +1004,7 @@ func TestOutbox_AMessageTooLargeForTheTransportSaysEverything(t *testing.T) {
 	last := sent[len(sent)-1]
 	assert.Equal(t, wire.KindInvalidateAll, last.Kind)
 	assert.Equal(t, uint64(len(sent)), last.Seq, "no number is missing")
-	require.NoError(t, o.wait(ctx, o.add([]byte("next"), at(1))))
+	require.NoError(t, o.wait(ctx, o.add([]byte("next"), at(1), 0)))
 }
 
 // limited is a post that takes no message of more than most bytes.

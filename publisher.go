@@ -18,6 +18,11 @@ type PublisherOptions[K comparable] struct {
 	// KeyCodec is the one that the caches have. Nil is enough for strings and
 	// integers.
 	KeyCodec KeyCodec[K]
+
+	// SourceEpoch is the epoch of the source that versions are of, as in
+	// [Options]. Versions of an earlier one than the caches have order nothing:
+	// its keys count as changed without a version.
+	SourceEpoch uint32
 }
 
 // A Publisher tells the replicas of a cache what a process without a cache has
@@ -28,6 +33,7 @@ type PublisherOptions[K comparable] struct {
 // if they have missed a message of its, and by its silence if it died.
 type Publisher[K comparable] struct {
 	keys    keys[K]
+	epoch   uint32
 	out     *outbox
 	work    gate
 	beats   sync.WaitGroup
@@ -45,7 +51,7 @@ func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	if !o.Invalidator.connected() {
 		bad("Invalidator", "is not set")
 	}
-	p := &Publisher[K]{keys: newKeys(o.KeyCodec)}
+	p := &Publisher[K]{keys: newKeys(o.KeyCodec), epoch: o.SourceEpoch}
 	if err := checkKeyType(reflect.TypeFor[K]()); err != nil {
 		bad("K", "%v", err)
 	} else if !p.keys.encodable() {
@@ -54,7 +60,7 @@ func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	p.out = newOutbox(o.Invalidator, caughtAlone, func() {})
+	p.out = newOutbox(o.Invalidator, o.SourceEpoch, caughtAlone, func() {})
 	ctx, cancel := context.WithCancel(context.Background())
 	p.endBeat = cancel
 	p.beats.Go(func() { p.keepBeat(ctx, o.Invalidator.beat()) })
@@ -96,7 +102,7 @@ func (p *Publisher[K]) InvalidateMany(ctx context.Context, changed map[K]Version
 		if err != nil {
 			return err
 		}
-		ticket = p.out.add(b, mark{version: version})
+		ticket = p.out.add(b, mark{version: version}, p.epoch)
 	}
 	return p.out.wait(ctx, ticket)
 }

@@ -85,7 +85,7 @@ func (c *Cache[K, V]) admits(l Level, applied bool, e *entry[K, V], fresh replic
 	case levelWithin:
 		return within(l.within, e.age(fresh, now))
 	case levelAfter:
-		return applied && e.provenAt != unproven
+		return applied && fresh.Vouches(e.provenAt)
 	default:
 		return false
 	}

@@ -60,6 +60,10 @@ type shard[K comparable, V any] struct {
 	live int
 	gen  uint32
 
+	// since is the generation in which the source's epoch began: what is of an
+	// earlier one has versions that order nothing.
+	since uint32
+
 	sweepAt uint64 // the cell at which the next sweep begins
 
 	_ [64]byte // keeps the neighbours' locks off this cache line
@@ -71,7 +75,7 @@ type pending[K comparable, V any] struct {
 	flight  *flight[K, V] // the load that others may join, or nil
 	running int           // loads that have begun
 	next    *flight[K, V] // the load that begins when one of those ends, or nil
-	doubts  int           // writes whose outcome is unknown: nothing is installed
+	doubts  int           // writes that may take effect at any moment: nothing is installed
 }
 
 // A fence stands between the moment when an operation starts to read or write
@@ -239,6 +243,23 @@ func (s *shard[K, V]) invalidateLocked(key K, hash uint64, m mark, by cause, at 
 	s.raiseLocked(key, hash, m, nil, at)
 }
 
+// holdLocked keeps the key out of memory until releaseLocked: a write of it may
+// take effect at any moment. Its mark stays known.
+func (s *shard[K, V]) holdLocked(key K, hash uint64, at moment) {
+	s.pendLocked(key).doubts++
+	if n := s.table.Find(hash, key); n != nil {
+		s.dropLocked(n, at)
+	}
+}
+
+// releaseLocked ends a holdLocked. What became of the write must have been noted
+// before.
+func (s *shard[K, V]) releaseLocked(key K) {
+	p := s.pending[key]
+	p.doubts--
+	s.unpendLocked(key, p)
+}
+
 // judgeFenceLocked says whether the state m, brought by the operation that set
 // f, may become the key's entry.
 func (s *shard[K, V]) judgeFenceLocked(f *fence[K], m mark, at moment) Outcome {
@@ -264,7 +285,7 @@ func (s *shard[K, V]) judgePutLocked(key K, hash uint64, m mark, at moment) Outc
 		return Unproven
 	}
 	n := s.table.Find(hash, key)
-	if n == nil || n.E.version == 0 {
+	if n == nil || n.E.version == 0 || generation(n.E.era) < s.since {
 		return s.tide.judge(hash, m, generation(at.era))
 	}
 	switch have := n.E.mark(); {
@@ -295,7 +316,7 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 	if old != nil && n.E.mark().before(old.E.mark()) {
 		// Only an absence without a version, or the first state of a new
 		// generation, can be below what it replaces.
-		s.tide.fold(n.Hash, old.E.mark(), old.E.cause, at.now)
+		s.foldLocked(n.Hash, old.E.mark(), old.E.cause, old.E.era, at)
 	}
 	if n.E.version == 0 {
 		s.tide.blindly(n.Hash)
@@ -306,11 +327,19 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 
 // dropLocked takes n, which is in the table, out of it, and remembers its mark.
 func (s *shard[K, V]) dropLocked(n *node[K, V], at moment) {
-	s.tide.fold(n.Hash, n.E.mark(), n.E.cause, at.now)
+	s.foldLocked(n.Hash, n.E.mark(), n.E.cause, n.E.era, at)
 	s.delayed.raise(n.Hash, n.E.mark(), at.now)
 	s.untrackLocked(n.E.resident)
 	s.countLocked(n, nil, at)
 	s.table.Delete(n.Hash, n.Key)
+}
+
+// foldLocked folds the mark of a state of the given era into the tide, unless
+// that is of an earlier epoch.
+func (s *shard[K, V]) foldLocked(hash uint64, m mark, by cause, era uint64, at moment) {
+	if generation(era) >= s.since {
+		s.tide.fold(hash, m, by, at.now)
+	}
 }
 
 // countLocked keeps live right when old gives way to n; either may be nil.

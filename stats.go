@@ -41,18 +41,22 @@ type Stats struct {
 	Bad        uint64 // messages that could not be understood
 	Foreign    uint64 // messages of another name or schema
 	Collapsed  uint64 // backlogs given up for one "everything changed"
+	Lapsed     uint64 // strict writes of others of which nobody told how they ended
 	Panics     uint64 // callbacks that panicked
 
-	Entries int   // as Len
-	Cost    int64 // of all entries; never above MaxCost but while Resize shrinks
-	MaxCost int64
-	InDoubt int  // writes in doubt now
-	Backlog int  // keys that wait to be broadcast
-	CutOff  bool // this replica does not hear the others: nothing is served from memory
+	Entries     int   // as Len
+	Cost        int64 // of all entries; never above MaxCost but while Resize shrinks
+	MaxCost     int64
+	InDoubt     int    // writes in doubt now
+	Intents     int    // strict writes of others that have begun and not ended
+	Backlog     int    // keys that wait to be broadcast
+	SourceEpoch uint32 // the latest that was declared
+	CutOff      bool   // this replica does not hear the others: nothing is served from memory
 
 	// Fresh is how old any entry can be at most, as the Log has shown: what is
 	// served misses no change that was acknowledged before that. Negative: there
-	// is no Log, or nothing is shown.
+	// is no Log, or nothing is shown. With Strict, entries that were loaded in the
+	// first two DoubtTimeouts after joining are as old as their loads instead.
 	Fresh time.Duration
 }
 
@@ -69,7 +73,8 @@ func (c *Cache[K, V]) Stats() Stats {
 		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
-		Fresh: c.freshness().Age(unproven, c.moments()),
+		SourceEpoch: c.sourceEpoch.Load(),
+		Fresh:       c.freshness().Alone(c.moments()),
 	}
 	if c.replica != nil {
 		c.replica.addStats(&s)
@@ -178,10 +183,17 @@ const (
 
 	// EventLogUp: the log is read again, and nothing was missed.
 	EventLogUp
+
+	// EventLapsed: nobody told in time how strict writes of other replicas ended;
+	// who made them has died, or is cut off. Their keys may be cached again.
+	EventLapsed
+
+	// EventSourceEpoch: the source has gone back, and everything was forgotten.
+	EventSourceEpoch
 )
 
 var eventNames = [...]string{"invalid", "suspect", "cut off", "rejoined", "bad message", "foreign message",
-	"collapsed", "uncertain", "resolved", "too large", "panic", "log down", "log up"}
+	"collapsed", "uncertain", "resolved", "too large", "panic", "log down", "log up", "lapsed", "source epoch"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {

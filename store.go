@@ -157,10 +157,16 @@ type write[K comparable, V any] struct {
 	value  V
 	absent bool // it is a deletion
 	op     OpID
+	epoch  uint32 // of the source, when it began
 	fence  fence[K]
 	began  replica.Moment
 
 	doubted bool // it is in doubt, and somebody sees to that
+
+	// Of a strict write.
+
+	name  []byte // the encoded key
+	holds bool   // the log has its intent, and the key is kept out of memory here
 }
 
 // write makes one conditional write. From before it is sent until its result
@@ -178,7 +184,7 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 		return none, ErrClosed
 	}
 	defer c.work.leave()
-	w.hash, w.op, w.began = c.keys.hash(w.key), newOpID(), c.moments()
+	w.hash, w.op, w.began, w.epoch = c.keys.hash(w.key), newOpID(), c.moments(), c.sourceEpoch.Load()
 	w.fence = fence[K]{key: w.key, hash: w.hash, strong: true}
 	s := c.shard(w.hash)
 	s.mu.Lock()
@@ -195,10 +201,75 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 			c.doubt(w, errGoexit)
 		}
 	}()
+	if c.opts.Strict {
+		if err := c.intend(ctx, w); err != nil {
+			returned = true
+			return none, err
+		}
+	}
 	version, err := c.send(w.op, send)
 	e, err := c.settle(ctx, w, version, err)
 	returned = true
 	return e, err
+}
+
+// intend tells the log that w is about to begin, and then keeps its key out of
+// memory, here as everywhere, until it is known how w ended. So whoever reads the
+// log knows of every write before it takes effect, whether or not this process
+// lives to tell (S33, S34). An error says that w must not be sent.
+func (c *Cache[K, V]) intend(ctx context.Context, w *write[K, V]) error {
+	var err error
+	if w.name, err = c.encodeKey(w.key); err != nil {
+		return fmt.Errorf("%w: the key cannot be encoded: %w", ErrUnavailable, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.opts.DoubtTimeout)
+	defer cancel()
+	out := c.replica.out
+	in, err := out.intend(w.name, w.op, c.intentTTL())
+	if err != nil {
+		return fmt.Errorf("%w: no intent for the log: %w", ErrUnavailable, err)
+	}
+	untold, err := out.awaitIntent(ctx, in)
+	if err == nil && replica.At(w.began).Age(w.began.Mono, c.moments()) > c.opts.DoubtTimeout {
+		untold, err = false, errors.New("this process was stopped meanwhile") // others will not wait much longer
+	}
+	if err != nil {
+		if !untold {
+			out.conclude(w.name, w.op, mark{}, w.epoch, true)
+		}
+		return fmt.Errorf("%w: the log does not have the intent: %w", ErrUnavailable, err)
+	}
+	s := c.shard(w.hash)
+	s.mu.Lock()
+	s.holdLocked(w.key, w.hash, c.moment())
+	w.holds = true
+	s.mu.Unlock()
+	return nil
+}
+
+// intentTTL is how long others wait for the outcome of a strict write: it is sent
+// within DoubtTimeout after its intent, and takes effect within as long after
+// that, or not at all.
+func (c *Cache[K, V]) intentTTL() time.Duration { return 2 * c.opts.DoubtTimeout }
+
+// told says how w ended: its key has reached m, or, if w is void, has not changed
+// by it.
+func (c *Cache[K, V]) told(w *write[K, V], m mark, void bool) (ticket uint64) {
+	if !w.holds {
+		if void {
+			return 0
+		}
+		return c.announce(w.key, m, w.epoch)
+	}
+	w.holds = false
+	s := c.shard(w.hash)
+	s.mu.Lock()
+	if !void {
+		s.invalidateLocked(w.key, w.hash, c.comparable(m, w.epoch), byWrite, c.moment()) // before anything can be installed again
+	}
+	s.releaseLocked(w.key)
+	s.mu.Unlock()
+	return c.replica.out.conclude(w.name, w.op, m, w.epoch, void)
 }
 
 // send calls the store. A call that panics, or ends its goroutine, has an
@@ -223,13 +294,16 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 	case err == nil:
 		// Committed, but at a version that orders nothing: the contract is
 		// broken, and only the source knows the key's state.
-		c.applyAndAnnounce(w.key, w.hash, mark{}, byWrite)
+		c.apply(w.key, w.hash, mark{}, byWrite)
+		c.told(w, mark{}, false)
 		return none, fmt.Errorf("%w: the store put version %d after %d", ErrNoVersion, version, w.base)
 	case errors.As(err, &conflict) && conflict != nil:
 		c.stats.conflicts.Add(1)
-		c.apply(w.key, w.hash, mark{conflict.Current, conflict.Absent}, byWrite)
+		c.apply(w.key, w.hash, c.comparable(mark{conflict.Current, conflict.Absent}, w.epoch), byWrite)
+		c.told(w, mark{}, true)
 		return none, err
 	case errors.Is(err, ErrUnavailable):
+		c.told(w, mark{}, true)
 		return none, err
 	default:
 		return none, c.doubt(w, err)
@@ -238,18 +312,25 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 
 // committed installs the written state, unless the key has moved on meanwhile,
 // and queues the broadcast. With a Log it waits until that has it: only then is
-// the write acknowledged, and reads Within a bound count from there. If the cache
-// is closing it waits as well: nobody else would say that it did not get out.
+// the write acknowledged, and reads Within a bound count from there. A strict
+// write does not, for the log had its intent before. If the cache is closing it
+// waits as well: nobody else would say that it did not get out.
 func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Version) (Entry[V], error) {
 	m := mark{version, w.absent}
 	n := c.newNode(w.key, w.hash, w.value, m, byWrite)
 	n.E.provenAt = w.began.Mono
+	var ticket uint64
+	if w.holds {
+		ticket = c.told(w, m, false)
+	}
 	c.offer(n, c.cost(w.key, w.value), w.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&w.fence, m, at), &w.fence
 	})
-	ticket := c.announce(w.key, m)
+	if !c.opts.Strict {
+		ticket = c.announce(w.key, m, w.epoch)
+	}
 	var err error
-	if c.replica != nil && (c.logged || c.closed.Load()) {
+	if c.replica != nil && (c.logged && !c.opts.Strict || c.closed.Load()) {
 		if why := c.replica.out.await(ctx, ticket); why != nil {
 			// Not wrapped: ErrClosed, ErrUnavailable and ctx's say that nothing was written.
 			err = fmt.Errorf("%w, though the write is committed: %v", ErrNotBroadcast, why)
@@ -268,12 +349,17 @@ func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
 	c.stats.uncertain.Add(1)
 	s := c.shard(w.hash)
 	s.mu.Lock()
-	s.pendLocked(w.key).doubts++
+	if !w.holds { // or else what has held the key until now goes on to
+		s.pendLocked(w.key).doubts++
+	}
 	s.invalidateLocked(w.key, w.hash, mark{}, byWrite, c.moment())
 	s.mu.Unlock()
-	c.announce(w.key, mark{})
+	if !w.holds {
+		c.announce(w.key, mark{}, w.epoch)
+	}
 	if c.loads.enter() {
-		go c.resolve(w.key, w.hash, w.op, w.absent, d)
+		w.value = *new(V)
+		go c.resolve(w, d)
 	} else {
 		d.settle(0, false, ErrClosed)
 	}
@@ -285,18 +371,18 @@ func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
 // resolve asks the store until it is known how the write ended: found
 // committed, or not found by a question that was put after the time when it
 // could still have taken effect.
-func (c *Cache[K, V]) resolve(key K, hash uint64, op OpID, absent bool, d *doubt) {
+func (c *Cache[K, V]) resolve(w *write[K, V], d *doubt) {
 	defer c.loads.leave()
 	deadline := after(c.now(), c.opts.DoubtTimeout)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		asked := c.now()
-		version, found, err := c.outcome(key, op)
+		version, found, err := c.outcome(w.key, w.op)
 		switch {
 		case err == nil && found:
-			c.resolved(key, hash, mark{version, absent}, d, true)
+			c.resolved(w, mark{version, w.absent}, d, true)
 			return
 		case err == nil && asked >= deadline:
-			c.resolved(key, hash, mark{}, d, false)
+			c.resolved(w, mark{}, d, false)
 			return
 		}
 		select {
@@ -329,15 +415,18 @@ func (c *Cache[K, V]) outcome(key K, op OpID) (v Version, found bool, err error)
 
 // resolved lets the key back into memory. Loads that ran meanwhile may have
 // read either state, so a write that came to nothing breaks them too.
-func (c *Cache[K, V]) resolved(key K, hash uint64, m mark, d *doubt, committed bool) {
-	s := c.shard(hash)
+func (c *Cache[K, V]) resolved(w *write[K, V], m mark, d *doubt, committed bool) {
+	s := c.shard(w.hash)
 	s.mu.Lock()
-	s.invalidateLocked(key, hash, m, byWrite, c.moment())
-	p := s.pending[key]
-	p.doubts--
-	s.unpendLocked(key, p)
+	s.invalidateLocked(w.key, w.hash, c.comparable(m, w.epoch), byWrite, c.moment())
+	s.releaseLocked(w.key)
 	s.mu.Unlock()
-	ticket := c.announce(key, m) // before the doubt is over: Close says goodbye when there is none
+	var ticket uint64 // before the doubt is over: Close says goodbye when there is none
+	if w.holds {
+		ticket = c.replica.out.conclude(w.name, w.op, m, w.epoch, false)
+	} else {
+		ticket = c.announce(w.key, m, w.epoch)
+	}
 	var untold error
 	if c.logged { // whoever waits counts on it from then on
 		if why := c.replica.out.await(c.life, ticket); why != nil {

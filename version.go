@@ -79,6 +79,9 @@ func (t *tide) fold(hash uint64, m mark, by cause, at int64) {
 	}
 }
 
+// forget forgets every mark, for versions that start again.
+func (t *tide) forget() { clear(t.slots) }
+
 // blindly remembers that the key reached a state without a version.
 func (t *tide) blindly(hash uint64) { t.slot(hash).blind = true }
 

@@ -23,20 +23,37 @@ func Since(began, now time.Time) Moment {
 const Never = math.MinInt64
 
 // A Mark is as of when a replica has missed nothing. Mono is Never if nothing is
-// proven.
-type Mark struct{ Mono, lead int64 }
+// proven. It vouches only for states that were proven at since or later.
+type Mark struct{ Mono, lead, since int64 }
 
 // At returns the mark of one moment.
-func At(m Moment) Mark { return Mark{m.Mono, m.Lead} }
+func At(m Moment) Mark { return Mark{Mono: m.Mono, lead: m.Lead} }
 
 // NoMark proves nothing, and does not look at the wall clock.
-var NoMark = Mark{Never, math.MaxInt64 / 2}
+var NoMark = Mark{Mono: Never, lead: math.MaxInt64 / 2}
 
 // Age returns how old a state is at most that was proven to be current at
 // proven, or that the mark vouches for, whichever is later; negative if nothing
 // is known. The larger of the two clocks' answers counts.
 func (m Mark) Age(proven int64, now Moment) time.Duration {
-	from := max(m.Mono, proven)
+	if m.Vouches(proven) {
+		proven = max(m.Mono, proven)
+	}
+	return m.elapsed(proven, now)
+}
+
+// Vouches reports whether the mark vouches for a state that was proven then.
+func (m Mark) Vouches(proven int64) bool { return proven >= m.since }
+
+// Alone returns how old the mark is; negative if it vouches for nothing.
+func (m Mark) Alone(now Moment) time.Duration {
+	if m.Mono < m.since {
+		return -1
+	}
+	return m.elapsed(m.Mono, now)
+}
+
+func (m Mark) elapsed(from int64, now Moment) time.Duration {
 	if from == Never {
 		return -1
 	}
@@ -49,8 +66,9 @@ func (m Mark) Age(proven int64, now Moment) time.Duration {
 // A reader must read it before the state that it vouches for (S62): the mark
 // moves after what it stands for was applied.
 type Fresh struct {
-	lead atomic.Int64
-	mono atomic.Int64
+	lead  atomic.Int64
+	since atomic.Int64
+	mono  atomic.Int64
 }
 
 // Reset says that nothing is proven any more. lead is the wall clock's now.
@@ -58,6 +76,9 @@ func (f *Fresh) Reset(lead int64) {
 	f.mono.Store(Never)
 	f.lead.Store(lead)
 }
+
+// Hold says that the mark vouches for no state that was proven before until.
+func (f *Fresh) Hold(until int64) { f.since.Store(max(f.since.Load(), until)) }
 
 // Advance moves the mark to at, unless it is there already.
 func (f *Fresh) Advance(at Moment) {
@@ -72,7 +93,7 @@ func (f *Fresh) Advance(at Moment) {
 // Mark returns the mark.
 func (f *Fresh) Mark() Mark {
 	mono := f.mono.Load() // first, see Advance
-	return Mark{mono, f.lead.Load()}
+	return Mark{mono, f.lead.Load(), f.since.Load()}
 }
 
 // pending is how many probes are remembered, and one more: the oldest that was

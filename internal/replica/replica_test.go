@@ -108,20 +108,51 @@ func TestMark_TheLaterProofAndTheFasterClockCount(t *testing.T) {
 		proven int64
 		want   time.Duration
 	}{
-		"nothing is known":                    {Mark{Never, 50}, Never, -1},
-		"the mark":                            {Mark{900, 50}, Never, 100},
-		"the load":                            {Mark{Never, 50}, 700, 300},
-		"the mark is later":                   {Mark{900, 50}, 700, 100},
-		"the load is later":                   {Mark{700, 50}, 900, 100},
-		"the wall clock has gained":           {Mark{900, 0}, Never, 150},
-		"the wall clock has lost":             {Mark{900, 5000}, Never, 100},
+		"nothing is known":                    {Mark{Never, 50, 0}, Never, -1},
+		"the load":                            {Mark{Never, 50, 0}, 700, 300},
+		"the mark is later":                   {Mark{900, 50, 0}, 700, 100},
+		"the load is later":                   {Mark{700, 50, 0}, 900, 100},
+		"the wall clock has gained":           {Mark{900, 0, 0}, 700, 150},
+		"the wall clock has lost":             {Mark{900, 5000, 0}, 700, 100},
 		"no mark looks at no wall clock":      {NoMark, 900, 100},
 		"no mark and nothing":                 {NoMark, Never, -1},
 		"proven later than now, on this core": {NoMark, 1001, 0},
+		"proven before the mark vouches":      {Mark{900, 50, 701}, 700, 300},
+		"proven when the mark begins to":      {Mark{900, 50, 700}, 700, 100},
 	} {
 		assert.Equal(t, tt.want, tt.mark.Age(tt.proven, now), name)
 	}
-	assert.Equal(t, time.Duration(0), At(now).Age(Never, now))
+	assert.Equal(t, time.Duration(0), At(now).Age(now.Mono, now))
+}
+
+func TestMark_Alone(t *testing.T) {
+	now := Moment{Mono: 1000, Lead: 50}
+	for name, tt := range map[string]struct {
+		mark Mark
+		want time.Duration
+	}{
+		"nothing is known":      {Mark{Never, 50, 0}, -1},
+		"the mark":              {Mark{900, 50, 0}, 100},
+		"the wall clock gained": {Mark{900, 0, 0}, 150},
+		"it does not vouch yet": {Mark{900, 50, 901}, -1},
+		"it vouches from now":   {Mark{900, 50, 900}, 100},
+	} {
+		assert.Equal(t, tt.want, tt.mark.Alone(now), name)
+	}
+}
+
+func TestFresh_AHoldIsOverWhenTheLastOneIs(t *testing.T) {
+	var f Fresh
+	f.Reset(0)
+	f.Hold(100)
+	f.Hold(50)
+	f.Advance(Moment{Mono: 60})
+	assert.EqualValues(t, -1, f.Mark().Alone(Moment{Mono: 60}))
+	assert.EqualValues(t, 40, f.Mark().Age(40, Moment{Mono: 80}), "proven before it was over")
+	f.Reset(0)
+	f.Advance(Moment{Mono: 100})
+	assert.EqualValues(t, 10, f.Mark().Age(100, Moment{Mono: 110}))
+	assert.EqualValues(t, 10, f.Mark().Alone(Moment{Mono: 110}))
 }
 
 func TestSince(t *testing.T) {

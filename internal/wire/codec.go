@@ -23,6 +23,16 @@ const (
 const (
 	entryDeleted     = 1
 	entryUnversioned = 4
+	entryBegun       = 8
+	entryEnded       = 16
+	entryVoid        = 32 // with entryEnded
+	entryStage       = entryBegun | entryEnded | entryVoid
+)
+
+// Sizes of what an entry has beside its fixed part, by its stage.
+const (
+	opSize  = 16
+	ttlSize = 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -76,12 +86,44 @@ func encodedSize(m *Message) (int, error) {
 		if n > MaxBytes { // before the sum, which must not overflow
 			return 0, ErrTooBig
 		}
-		size += uvarintSize(n) + n + entryFixed
+		if !m.Entries[i].consistent() {
+			return 0, ErrFields
+		}
+		size += uvarintSize(n) + n + entryFixed + m.Entries[i].Stage.size()
 	}
 	if size > MaxBytes {
 		return 0, ErrTooBig
 	}
 	return size, nil
+}
+
+// size returns how many bytes an entry of stage s has beside its fixed part.
+func (s Stage) size() int {
+	switch s {
+	case 0:
+		return 0
+	case Begun:
+		return opSize + ttlSize
+	default:
+		return opSize
+	}
+}
+
+// consistent reports whether e has no field that its stage has no place for.
+func (e *Entry) consistent() bool {
+	stateless := e.Version == 0 && !e.Deleted
+	switch e.Stage {
+	case 0:
+		return e.Op == [opSize]byte{} && e.TTL == 0
+	case Begun:
+		return stateless
+	case Ended:
+		return e.TTL == 0
+	case Void:
+		return stateless && e.TTL == 0
+	default:
+		return false
+	}
 }
 
 func uvarintSize(n int) int {
@@ -100,10 +142,25 @@ func appendEntry(b []byte, e *Entry) []byte {
 	if e.Version == 0 {
 		flags |= entryUnversioned
 	}
+	switch e.Stage {
+	case Begun:
+		flags |= entryBegun
+	case Ended:
+		flags |= entryEnded
+	case Void:
+		flags |= entryEnded | entryVoid
+	}
 	b = binary.AppendUvarint(b, uint64(len(e.Key)))
 	b = append(b, e.Key...)
 	b = binary.LittleEndian.AppendUint64(b, e.Version)
-	return append(b, flags)
+	b = append(b, flags)
+	if e.Stage != 0 {
+		b = append(b, e.Op[:]...)
+	}
+	if e.Stage == Begun {
+		b = binary.LittleEndian.AppendUint32(b, e.TTL)
+	}
+	return b
 }
 
 // Decode reads the message that fills all of b into m. It overwrites every
@@ -205,12 +262,32 @@ func cutEntry(b []byte) (e Entry, rest []byte, ok bool) {
 	b = b[size:]
 	e.Version = binary.LittleEndian.Uint64(b)
 	flags := b[entryFixed-1]
+	b = b[entryFixed:]
 	e.Deleted = flags&entryDeleted != 0
 	unversioned := flags&entryUnversioned != 0
-	if flags&^(entryDeleted|entryUnversioned) != 0 || unversioned != (e.Version == 0) {
+	if flags&^(entryDeleted|entryUnversioned|entryStage) != 0 || unversioned != (e.Version == 0) {
 		return Entry{}, nil, false
 	}
-	return e, b[entryFixed:], true
+	switch flags & entryStage {
+	case 0:
+		return e, b, true
+	case entryBegun:
+		e.Stage = Begun
+	case entryEnded:
+		e.Stage = Ended
+	case entryEnded | entryVoid:
+		e.Stage = Void
+	default:
+		return Entry{}, nil, false
+	}
+	if len(b) < e.Stage.size() {
+		return Entry{}, nil, false
+	}
+	copy(e.Op[:], b)
+	if e.Stage == Begun {
+		e.TTL = binary.LittleEndian.Uint32(b[opSize:])
+	}
+	return e, b[e.Stage.size():], e.consistent()
 }
 
 // cutUvarint reads the uvarint that b begins with and returns the rest of b. A

@@ -29,7 +29,10 @@
 //	 1..3  length of the key, a uvarint
 //	    .  key
 //	    8  version
-//	    1  entry flags: 1 deleted, 4 version unknown (set if and only if version is 0)
+//	    1  entry flags: 1 deleted, 4 no version (set if and only if version is 0),
+//	       8 a write begins, 16 a write has ended, 32 without effect
+//	   16  operation id, only with flag 8 or 16
+//	    4  time to live in milliseconds, only with flag 8
 //
 // The layout after the wire version may change with the wire version, the
 // checksum included. The three bytes before it will not.
@@ -59,7 +62,8 @@ import (
 //
 // Numbers 4 to 12 are reserved, in this order, for PUT, TAG, INTENT, RESULT,
 // UNCERTAIN, PROBE, BYE, EPOCH and GAP. A number is never used again for
-// something else.
+// something else. (An intent and its result are entries of INVALIDATE, see
+// Stage, so that one message carries what happened to many keys in its order.)
 type Kind uint8
 
 const (
@@ -104,19 +108,44 @@ const (
 	MaxBytes = 256 << 10
 )
 
-// An Entry names one key that changed.
+// An Entry names one key that changed, or is about to.
 type Entry struct {
 	// Key is the encoded key. An empty key is a key like any other.
 	Key []byte
 
 	// Version is the version of the new state; 0 means that the key changed
-	// and the sender does not know to what.
+	// and the sender does not know to what, or, if Stage is Begun or Void, that
+	// there is no new state.
 	Version uint64
 
 	// Deleted means that the new state is "no such key". A deletion is newer
 	// than a value of the same version.
 	Deleted bool
+
+	// Stage is zero but for strict writes, which are told twice.
+	Stage Stage
+
+	// Op names the write; zero if Stage is.
+	Op [16]byte
+
+	// TTL is the time in milliseconds after which the write can no longer take
+	// effect, whether or not it is told how it ended. Only if Stage is Begun.
+	TTL uint32
 }
+
+// A Stage is how far a strict write has come.
+type Stage uint8
+
+const (
+	// Begun: the key may change from now on.
+	Begun Stage = iota + 1
+
+	// Ended: the key has changed as the entry says.
+	Ended
+
+	// Void: the write has come to nothing, and the key has not changed by it.
+	Void
+)
 
 // A Message is one message in decoded form. It holds no locks and may be
 // copied, but a copy shares Entries.
@@ -149,6 +178,7 @@ var (
 	ErrTooBig = errors.New("wire: message too big")
 
 	// ErrFields means that Append was given Entries or a Nonce with a kind
-	// that has no place for them.
-	ErrFields = errors.New("wire: field does not belong to message kind")
+	// that has no place for them, or an Entry with a field that its Stage has
+	// none for.
+	ErrFields = errors.New("wire: field does not belong to message kind or stage")
 )

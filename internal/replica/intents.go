@@ -1,0 +1,69 @@
+package replica
+
+// maxIntents bounds what an Intents remembers: 64 MiB of keys of 1 KiB.
+const maxIntents = 1 << 16
+
+// Intents remembers the writes that others have announced and not yet told the
+// outcome of, until the time at which they can no longer take effect. The zero
+// Intents remembers none. It is guarded by its user.
+type Intents[K comparable] struct {
+	open map[[16]byte]intent[K]
+	next int64 // no intent lapses before
+}
+
+type intent[K comparable] struct {
+	key   K
+	until int64
+}
+
+// Begin remembers the write op of key until the given moment, and reports
+// whether it does now and did not before. If there is no room, full is set, and
+// it remembers nothing.
+func (t *Intents[K]) Begin(op [16]byte, key K, until int64) (begun, full bool) {
+	if _, ok := t.open[op]; ok {
+		return false, false
+	}
+	if len(t.open) >= maxIntents {
+		return false, true
+	}
+	if t.open == nil {
+		t.open = map[[16]byte]intent[K]{}
+	}
+	if len(t.open) == 0 || until < t.next {
+		t.next = until
+	}
+	t.open[op] = intent[K]{key, until}
+	return true, false
+}
+
+// End forgets the write op, and reports whether it was remembered.
+func (t *Intents[K]) End(op [16]byte) bool {
+	if _, ok := t.open[op]; !ok {
+		return false
+	}
+	delete(t.open, op)
+	return true
+}
+
+// Lapse forgets the writes whose time is over, and returns their keys, each as
+// often as it had such a write.
+func (t *Intents[K]) Lapse(now int64) (keys []K) {
+	if len(t.open) == 0 || now < t.next {
+		return nil
+	}
+	t.next = now
+	first := true
+	for op, i := range t.open {
+		switch {
+		case i.until <= now:
+			keys = append(keys, i.key)
+			delete(t.open, op)
+		case first || i.until < t.next:
+			t.next, first = i.until, false
+		}
+	}
+	return keys
+}
+
+// Len returns how many writes are remembered.
+func (t *Intents[K]) Len() int { return len(t.open) }
