@@ -40,10 +40,11 @@ type Cache[K comparable, V any] struct {
 	fresh  replica.Fresh
 	logged bool
 
-	places  chan struct{} // one element per load that runs; nil: no bound
-	doubts  atomic.Int64  // writes in doubt
-	replica *member[K, V]
-	stats   stats
+	places   chan struct{}     // one element per load that runs; nil: no bound
+	versions *versionLoader[K] // nil: the source cannot tell them
+	doubts   atomic.Int64      // writes in doubt
+	replica  *member[K, V]
+	stats    stats
 
 	sweepAll atomic.Bool // entries of an old generation wait to be swept
 
@@ -82,6 +83,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	if o.MaxLoads > 0 {
 		c.places = make(chan struct{}, o.MaxLoads)
 	}
+	c.versions = newVersionLoader(&o)
 	c.policy, err = newPolicy(o.MaxCost, o.ExpectedEntries, o.Shards, c.left)
 	if err != nil {
 		return nil, err

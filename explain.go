@@ -36,6 +36,7 @@ type Explanation struct {
 	Fences  int  // loads, fills and writes under way
 	InDoubt int  // writes whose outcome is not known: the key is not cached
 	CutOff  bool // this replica does not hear the others
+	Bypass  bool // SetBypass is on
 }
 
 // Explain returns what is known of key at this moment. It is for diagnosis: it
@@ -46,7 +47,7 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := c.moment()
-	x := Explanation{CutOff: at.era&eraCutOff != 0}
+	x := Explanation{CutOff: at.era&eraCutOff != 0, Bypass: at.era&eraBypass != 0}
 	if p := s.pending[key]; p != nil {
 		x.Loading, x.Fences, x.InDoubt = p.flight != nil, len(p.fences), p.doubts
 	}
@@ -66,7 +67,7 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	x.Served = e.era == at.era && !e.expired(at.now)
 	x.Cause, x.Policy = e.cause.String(), e.resident.state.String()
 	x.Thrown = generation(e.era) != generation(at.era)
-	x.Suspect = !x.Thrown && e.era != at.era
+	x.Suspect = !x.Thrown && e.era != at.era&^eraBypass
 	if e.expiresAt != 0 {
 		x.Expires = time.Duration(e.expiresAt - at.now)
 	}
@@ -89,6 +90,8 @@ func (x Explanation) String() string {
 	if x.Resident {
 		say(" by %s (%s)", x.Cause, x.Policy)
 		switch {
+		case x.Bypass:
+			say(", not served: bypassed")
 		case x.CutOff:
 			say(", not served: cut off from the replicas")
 		case x.Thrown:

@@ -349,6 +349,10 @@ func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 	}
 	ctx, cancel := c.loadContext(caller)
 	defer cancel()
+	if loaded, err = c.confirm(ctx, f); err != nil || loaded.Version != 0 {
+		return
+	}
+	err = errGoexit
 	err = c.ask(ctx, func() error {
 		f.began = c.moments()
 		var err error

@@ -149,6 +149,31 @@ func (c *Cache[K, V]) failsStale(l Level) bool {
 
 func stale(l Level) error { return fmt.Errorf("%w: not known to be within %v", ErrStale, l.within) }
 
+// SetBypass is a switch for the hour in which nobody trusts this cache: while it is
+// on, nothing is served from memory. Get misses, and Load and Read ask the source,
+// where readers of one key still share a load, and MaxLoads and the Breaker bound
+// them. Writes, Puts and invalidations go on as ever. When it is set to off again,
+// what memory has is suspect: it is confirmed or replaced by the source before it
+// is served.
+//
+// It acts on this process alone, costs hits nothing, and may be set at any time.
+func (c *Cache[K, V]) SetBypass(on bool) {
+	changed := false
+	for !changed {
+		era := c.era.Load()
+		next := era | eraBypass
+		if !on {
+			next = era&^eraBypass + eraSuspicion
+		}
+		if (era&eraBypass != 0) == on {
+			return
+		}
+		changed = c.era.CompareAndSwap(era, next)
+	}
+	c.holdLagging()
+	c.opts.Logger.Warn("tidemark: bypass", "on", on)
+}
+
 // freshness returns as of when this replica has missed nothing. It must be read
 // before the entry that it is to vouch for.
 func (c *Cache[K, V]) freshness() replica.Mark {

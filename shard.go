@@ -115,17 +115,20 @@ type moment struct {
 }
 
 // An era is a generation in the high half, a count of suspicions in the low
-// half, and a lowest bit that says that this replica is cut off.
+// half, and two lowest bits that say that this replica is cut off, or bypassed.
 //
 // An entry is served only in the era in which it was installed. A new
 // generation makes every entry worthless, its version too; a new suspicion
 // makes it suspect: its version is still a floor, but the source must confirm
-// or replace it before it is served. While cut off no entry is in the era, for
-// entries carry even eras only.
+// or replace it before it is served. While one of the two bits is set no entry is
+// in the era, for entries carry eras without them.
 const (
 	eraCutOff     = 1
-	eraSuspicion  = 2
+	eraBypass     = 2
+	eraSuspicion  = 4
 	eraGeneration = 1 << 32
+
+	eraUnserved = eraCutOff | eraBypass
 )
 
 func generation(era uint64) uint32 { return uint32(era >> 32) }
@@ -310,7 +313,7 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 	if missing = s.trackLocked(n, old, cost); missing > 0 {
 		return missing
 	}
-	n.E.era = at.era &^ eraCutOff
+	n.E.era = at.era &^ eraUnserved
 	s.countLocked(old, n, at)
 	s.table.Store(n)
 	if old != nil && n.E.mark().before(old.E.mark()) {

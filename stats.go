@@ -20,6 +20,7 @@ type Stats struct {
 	Loads      uint64 // calls of the Loader; a bulk load counts as one
 	LoadErrors uint64 // loads that failed, per key
 	Joined     uint64 // reads that waited for a load that was running already
+	Confirmed  uint64 // states of which the source had still the version, and was not asked for more
 	Refreshes  uint64 // loads started behind a hit
 	Refused    uint64 // states loaded, filled or written that were not stored, most of them below the tide mark
 
@@ -51,6 +52,7 @@ type Stats struct {
 	Intents     int    // strict writes of others that have begun and not ended
 	Backlog     int    // keys that wait to be broadcast
 	SourceEpoch uint32 // the latest that was declared
+	Bypassed    bool   // SetBypass is on: nothing is served from memory
 	CutOff      bool   // this replica does not hear the others: nothing is served from memory
 
 	// Fresh is how old any entry can be at most, as the Log has shown: what is
@@ -66,15 +68,15 @@ func (c *Cache[K, V]) Stats() Stats {
 	s := Stats{
 		Hits: t.hits.sum(), Misses: t.misses.sum(),
 		Loads: t.loads.Load(), LoadErrors: t.loadErrors.Load(), Joined: t.joined.Load(),
-		Refreshes: t.refreshes.Load(), Refused: t.refused.Load(),
+		Confirmed: t.confirmed.Load(), Refreshes: t.refreshes.Load(), Refused: t.refused.Load(),
 		Applied: t.puts[Applied].Load(), Duplicate: t.puts[Duplicate].Load(), Stale: t.puts[Stale].Load(),
 		Unproven: t.puts[Unproven].Load(), TooLarge: t.tooLarge.Load(),
 		Evictions: t.evictions.Load(), Conflicts: t.conflicts.Load(), Uncertain: t.uncertain.Load(),
 		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
-		SourceEpoch: c.sourceEpoch.Load(),
-		Fresh:       c.freshness().Alone(c.moments()),
+		SourceEpoch: c.sourceEpoch.Load(), Bypassed: c.era.Load()&eraBypass != 0,
+		Fresh: c.freshness().Alone(c.moments()),
 	}
 	if c.replica != nil {
 		c.replica.addStats(&s)
@@ -85,7 +87,7 @@ func (c *Cache[K, V]) Stats() Stats {
 type stats struct {
 	hits, misses striped
 
-	loads, loadErrors, joined, refreshes, refused atomic.Uint64
+	loads, loadErrors, joined, confirmed, refreshes, refused atomic.Uint64
 
 	puts      [Closed + 1]atomic.Uint64
 	tooLarge  atomic.Uint64

@@ -135,8 +135,11 @@ func (p *Probes) Void() { p.valid = p.latest + 1 }
 // anything: it was sent from here, not before Void, and not long ago.
 func (p *Probes) Back(nonce uint64) (at Moment, ok bool) {
 	s := &p.sent[nonce%pending]
-	if nonce != 0 && nonce == p.oldest.nonce {
+	switch {
+	case nonce != 0 && nonce == p.oldest.nonce:
 		s = &p.oldest
+	case nonce > p.oldest.nonce && s.nonce != nonce:
+		p.oldest = probe{} // it will not be back: it was replaced by a later one before it was sent
 	}
 	if nonce == 0 || s.nonce != nonce || nonce < p.valid {
 		return Moment{}, false

@@ -230,3 +230,23 @@ func TestProbes(t *testing.T) {
 	_, ok = p.Back(fourth + 2)
 	assert.True(t, ok, "its place is still its own")
 }
+
+// Of probes that wait to be sent only the latest is. If the one that is remembered
+// beyond the others was not, the next that is pushed out takes its place.
+func TestProbes_OneThatWasNeverSent(t *testing.T) {
+	var p Probes
+	var sent []uint64
+	for i := range int64(4 * pending) {
+		if nonce := p.Send(Moment{Mono: i}); nonce > 1 {
+			sent = append(sent, nonce)
+		}
+	}
+	proofs := 0
+	for i, nonce := range sent { // each comes back when as many more have been sent as are remembered
+		if _, ok := p.Back(nonce); ok {
+			proofs++
+		}
+		p.Send(Moment{Mono: int64(5*pending + i)})
+	}
+	assert.Positive(t, proofs)
+}

@@ -168,6 +168,7 @@ func schema(d Dialect, table string, key, value kind) []string {
 type statements struct {
 	load     string // key
 	loadMany string // ends before the list of keys
+	versions string // ends there too
 	reserve  string // key
 	create   string // value, op, key
 	update   string // value, op, key, base
@@ -189,6 +190,7 @@ func newStatements(d Dialect, table string) statements {
 	return statements{
 		load:     render(`SELECT "value", "version", "deleted" FROM {table} WHERE "key" = ?`),
 		loadMany: render(`SELECT "key", "value", "version", "deleted" FROM {table} WHERE "key" IN `),
+		versions: render(`SELECT "key", "version" FROM {table} WHERE "deleted" = FALSE AND "key" IN `),
 		reserve:  render(reserve),
 		create: render(`UPDATE {table} SET "value" = ?, "version" = "version" + 1, "deleted" = FALSE, "op" = ?` +
 			` WHERE "key" = ? AND "deleted" = TRUE`),

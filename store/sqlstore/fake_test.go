@@ -96,6 +96,9 @@ func (f *fake) name(query string) string {
 	if strings.HasPrefix(query, f.sql.loadMany) {
 		return "load " + query[len(f.sql.loadMany):]
 	}
+	if strings.HasPrefix(query, f.sql.versions) {
+		return "versions " + query[len(f.sql.versions):]
+	}
 	return query
 }
 

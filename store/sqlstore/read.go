@@ -82,18 +82,46 @@ func (s *Store[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]tidemark.Lo
 
 // loadChunk adds what one query returns to found.
 func (s *Store[K, V]) loadChunk(ctx context.Context, keys []K, found map[K]tidemark.Loaded[V]) error {
+	var r row
+	return s.query(ctx, s.sql.loadMany, keys, func(k K, err error) {
+		if err != nil {
+			found[k] = tidemark.Loaded[V]{Err: fmt.Errorf("sqlstore: load: %w", err)}
+			return
+		}
+		found[k] = tidemark.Loaded[V]{Absent: true} // until a row says otherwise
+	}, []any{&r.value, &r.version, &r.deleted}, func(k K) { found[k] = s.loaded(r) })
+}
+
+// LoadVersions implements [tidemark.VersionLoader], with queries like those of
+// LoadMany that read no values.
+func (s *Store[K, V]) LoadVersions(ctx context.Context, keys []K) (map[K]tidemark.Version, error) {
+	found := make(map[K]tidemark.Version, len(keys))
+	var version int64
+	for len(keys) > 0 {
+		n := min(len(keys), maxChunk)
+		err := s.query(ctx, s.sql.versions, keys[:n], func(K, error) {}, []any{&version}, func(k K) {
+			if version > 0 { // else a Load says what is wrong
+				found[k] = tidemark.Version(version)
+			}
+		})
+		if err != nil {
+			return nil, fmt.Errorf("sqlstore: load versions: %w", err)
+		}
+		keys = keys[n:]
+	}
+	return found, nil
+}
+
+// query asks for one chunk of keys. It tells each key to asked, with what is wrong
+// with it if it cannot be asked for, and then scans each row's columns but the key
+// into columns and tells the row's key to got.
+func (s *Store[K, V]) query(ctx context.Context, query string, keys []K, asked func(K, error), columns []any, got func(K)) error {
 	byID := make(map[string]K, len(keys))
 	args := make([]any, 0, len(keys))
 	for _, k := range keys {
 		arg, id, err := s.key.argument(k)
-		switch {
-		case err != nil:
-			found[k] = tidemark.Loaded[V]{Err: fmt.Errorf("sqlstore: load: %w", err)}
-			continue
-		default:
-			found[k] = tidemark.Loaded[V]{Absent: true} // until a row says otherwise
-		}
-		if _, ok := byID[id]; !ok {
+		asked(k, err)
+		if _, again := byID[id]; err == nil && !again {
 			byID[id] = k
 			args = append(args, arg)
 		}
@@ -102,30 +130,30 @@ func (s *Store[K, V]) loadChunk(ctx context.Context, keys []K, found map[K]tidem
 		return nil
 	}
 
-	rows, err := s.db.QueryContext(ctx, s.loadManyQuery(&args), args...)
+	rows, err := s.db.QueryContext(ctx, query+s.list(&args), args...)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
+	var id []byte
+	columns = append([]any{&id}, columns...)
 	for rows.Next() {
-		var id []byte
-		var r row
-		if err := rows.Scan(&id, &r.value, &r.version, &r.deleted); err != nil {
+		if err := rows.Scan(columns...); err != nil {
 			return err
 		}
 		k, ok := byID[string(id)]
 		if !ok {
 			return errors.New("the database returned a key that was not asked for")
 		}
-		found[k] = s.loaded(r)
+		got(k)
 	}
 	return rows.Err()
 }
 
-// loadManyQuery returns the query for args. It repeats the last one until their
+// list returns the end of a query for args. It repeats the last one until their
 // number is a power of two, so that there are ten different statements and not
 // 512 for the database, the driver and their caches to prepare.
-func (t *table) loadManyQuery(args *[]any) string {
+func (t *table) list(args *[]any) string {
 	size := 1
 	for size < len(*args) {
 		size *= 2
@@ -137,7 +165,7 @@ func (t *table) loadManyQuery(args *[]any) string {
 	if t.dialect == PostgreSQL {
 		list = numbered(list)
 	}
-	return t.sql.loadMany + list
+	return list
 }
 
 // Outcome implements [tidemark.Store]: one query by the journal's primary key.

@@ -89,6 +89,43 @@ func TestLoadMany_RefusesAnswersItDidNotAskFor(t *testing.T) {
 	assert.Error(t, found["k"].Err)
 }
 
+// Versions are asked for as values are, and only of rows that exist.
+func TestLoadVersions(t *testing.T) {
+	f, store := newFake(t, PostgreSQL)
+	found, err := store.LoadVersions(t.Context(), nil)
+	require.NoError(t, err)
+	assert.Empty(t, found)
+	var keys []string
+	for i := range 600 {
+		keys = append(keys, fmt.Sprint("key ", i))
+	}
+	found, err = store.LoadVersions(t.Context(), keys)
+	require.NoError(t, err)
+	assert.Empty(t, found)
+	var lists []int
+	for _, step := range f.steps {
+		if list, ok := strings.CutPrefix(step, "versions "); ok {
+			lists = append(lists, strings.Count(list, "$"))
+		}
+	}
+	assert.Equal(t, []int{512, 128}, lists)
+
+	f.rows["versions"] = []driver.Value{"k", int64(-1)}
+	found, err = store.LoadVersions(t.Context(), []string{"k"})
+	require.NoError(t, err)
+	assert.Empty(t, found, "a Load says what is wrong")
+	f.rows["versions"] = []driver.Value{"k", int64(7)}
+	found, err = store.LoadVersions(t.Context(), []string{"k"})
+	require.NoError(t, err)
+	assert.Equal(t, map[string]tidemark.Version{"k": 7}, found)
+	f.rows["versions"] = []driver.Value{"someone else", int64(7)}
+	_, err = store.LoadVersions(t.Context(), []string{"k"})
+	assert.Error(t, err)
+	f.fail["versions ($1)"] = always(errBroken)
+	_, err = store.LoadVersions(t.Context(), []string{"k"})
+	assert.ErrorIs(t, err, errBroken)
+}
+
 func TestPrune_ReportsWhatItDidBeforeAnError(t *testing.T) {
 	f, store := newFake(t, SQLite)
 	n, err := store.Prune(t.Context(), time.Minute)

@@ -50,6 +50,7 @@ type table struct {
 var _ interface {
 	tidemark.Store[string, string]
 	tidemark.BulkLoader[string, string]
+	tidemark.VersionLoader[string]
 } = (*Store[string, string])(nil)
 
 // New returns a Store that uses db. It does not talk to the database: whether

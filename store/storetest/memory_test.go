@@ -57,6 +57,10 @@ const (
 	bulkForgetsDeletion      flaw = "LoadMany forgets the version of a deletion"
 	bulkStopsEarly           flaw = "LoadMany answers the first 1000 keys"
 	bulkIgnoresContext       flaw = "LoadMany works under an ended context"
+	versionsLag              flaw = "LoadVersions answers from an old copy"
+	versionsOfDeletions      flaw = "LoadVersions names deletions"
+	versionsStopEarly        flaw = "LoadVersions answers for the first 1000 keys"
+	versionsIgnoreContext    flaw = "LoadVersions works under an ended context"
 	checksWithoutLock        flaw = "the base is compared before the lock is taken"
 	createsWithoutLock       flaw = "existence is checked before the lock is taken"
 	retriesWithoutLock       flaw = "the operation id is looked up before the lock is taken"
@@ -180,6 +184,27 @@ func (m *memory) LoadMany(ctx context.Context, keys []string) (map[string]tidema
 			found[k] = tidemark.Loaded[string]{Absent: true}
 		default:
 			found[k] = tidemark.Loaded[string]{Version: r.version, Absent: true}
+		}
+	}
+	return found, nil
+}
+
+func (m *memory) LoadVersions(ctx context.Context, keys []string) (map[string]tidemark.Version, error) {
+	if err := ctx.Err(); err != nil && m.flaw != versionsIgnoreContext {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.flaw == versionsStopEarly {
+		keys = keys[:min(len(keys), 1000)]
+	}
+	found := map[string]tidemark.Version{}
+	for _, k := range keys {
+		if r := m.rows[m.name(k)]; r.live || m.flaw == versionsOfDeletions && r.version > 0 {
+			found[k] = r.version
+		}
+		if r := m.old[m.name(k)]; r.live && m.flaw == versionsLag {
+			found[k] = r.version
 		}
 	}
 	return found, nil

@@ -40,6 +40,7 @@ var rules = []rule{
 	{"ValuesAreKeptByteForByte", valuesAreKept},
 	{"KeysAreComparedByteForByte", keysAreCompared},
 	{"BulkLoadSaysSomethingOfEveryKey", bulkLoad},
+	{"S13_VersionsAreThoseOfTheRows", versionLoad},
 	{"I10_ConcurrentWritersFormAChain", concurrentWriters},
 	{"I10_OneOfManyCreatorsWins", concurrentCreators},
 	{"S37_ConcurrentRetriesAreAppliedOnce", concurrentRetries},
@@ -405,6 +406,41 @@ func bulkLoad(p *probe) {
 	cancel()
 	if _, err := bulk.LoadMany(ended, keys); err == nil {
 		p.fatalf("LoadMany under an ended context reports no error")
+	}
+}
+
+// versionLoad asks for more keys than go into one statement, while they change.
+func versionLoad(p *probe) {
+	loader, ok := p.store.(tidemark.VersionLoader[string])
+	if !ok {
+		return // a Store need not be one, and the cache then loads
+	}
+	live, deleted := p.key("live"), p.key("deleted")
+	v := p.set(live, 0, "first")
+	p.remove(deleted, p.set(deleted, 0, "first"))
+	keys := []string{deleted}
+	for i := range 1500 {
+		keys = append(keys, p.key(fmt.Sprint("absent ", i)))
+	}
+	keys = append(keys, live)
+	for range 3 {
+		got, err := loader.LoadVersions(p.ctx, keys)
+		if err != nil {
+			p.fatalf("LoadVersions of %d keys: %v", len(keys), err)
+		}
+		if got[live] != v || len(got) != 1 {
+			p.fatalf("LoadVersions of %d keys: %d of them, and the only one that exists at %d, want %d", len(keys), len(got), got[live], v)
+		}
+		v = p.set(live, v, "next")
+	}
+	if got, err := loader.LoadVersions(p.ctx, nil); err != nil || len(got) != 0 {
+		p.fatalf("LoadVersions of no keys: %v, %v", got, err)
+	}
+
+	ended, cancel := context.WithCancel(p.ctx)
+	cancel()
+	if _, err := loader.LoadVersions(ended, keys); err == nil {
+		p.fatalf("LoadVersions under an ended context reports no error")
 	}
 }
 

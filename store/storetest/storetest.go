@@ -76,7 +76,8 @@ func (o Options) withDefaults() Options {
 // keys that no other rule and no other run uses. What open needs to clean up
 // goes into t.Cleanup of the t it is given.
 //
-// A store that is a [tidemark.BulkLoader] too is also checked as one.
+// A store that is a [tidemark.BulkLoader] or a [tidemark.VersionLoader] too is also
+// checked as one.
 func Run(t *testing.T, open func(t *testing.T) tidemark.Store[string, string], o Options) {
 	t.Helper()
 	o = o.withDefaults()

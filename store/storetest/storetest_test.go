@@ -55,6 +55,7 @@ func TestRules_CatchWhatTheyForbid(t *testing.T) {
 		"ValuesAreKeptByteForByte":                      {valuesAreEscaped},
 		"KeysAreComparedByteForByte":                    {keysAreTrimmed, keysAreFolded},
 		"BulkLoadSaysSomethingOfEveryKey":               {bulkOmitsAbsent, bulkForgetsDeletion, bulkStopsEarly, bulkIgnoresContext},
+		"S13_VersionsAreThoseOfTheRows":                 {versionsLag, versionsOfDeletions, versionsStopEarly, versionsIgnoreContext},
 		"I10_ConcurrentWritersFormAChain":               {checksWithoutLock},
 		"I10_OneOfManyCreatorsWins":                     {createsWithoutLock},
 		"S37_ConcurrentRetriesAreAppliedOnce":           {retriesWithoutLock},
