@@ -141,15 +141,22 @@ func (inv *Invalidator) cacheID() uint64 { return xxhash.Sum64String(inv.Name + 
 // A member is this cache's place among the others: it hears what they have
 // changed, and knows when it may have missed something.
 //
-// Trust follows three rules. What arrives is applied. What shows that
-// something else did not arrive, a gap in an origin's numbers or a message that
-// cannot be read, makes every entry suspect. And who does not hear himself does
-// not hear the others: every beat the replica publishes a hello, and while its
-// own hellos do not come back it is cut off, and nothing is served from memory.
-// A hello proves only what was published after the transport had taken the
-// subscription, so entries from before are suspect when it returns. And an
-// origin that used to say hello and falls silent without a goodbye may have
-// died between a commit and its message: that makes every entry suspect, once.
+// Trust follows four rules. What arrives is applied. What shows that something
+// else did not arrive, a gap in an origin's numbers or a message that cannot be
+// read, makes every entry suspect. An origin that used to say hello and falls
+// silent without a goodbye may have died between a commit and its message: that
+// makes every entry suspect, once. And who does not hear himself does not hear
+// the others: every beat the replica publishes a hello, and while its own hellos
+// do not come back it is cut off, and nothing is served from memory. A hello
+// proves only what was published after the transport had taken the
+// subscription, so entries from before are suspect when it returns.
+//
+// Of these, a Log changes the last. Its reader knows what it has read without a
+// hole, so an own hello that does not come back does not cut it off: what memory
+// has grows old, and is served to those who take it at that Age. It is cut off
+// when the log cannot prove that it goes on where reading stopped, because a
+// message is missing or the one that was read last is not the same any more, and
+// at the beginning. From either it is back when a hello is that was sent since.
 type member[K comparable, V any] struct {
 	c    *Cache[K, V]
 	out  *outbox

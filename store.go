@@ -61,8 +61,9 @@ const maxAttempts = 100
 // is; its panic is returned as a [*PanicError].
 //
 // The new state is readable in this process when Update returns, and is
-// broadcast in the background; with a Log, before Update returns. An [*UncertainError] means that the write may or
-// may not have been committed; see there.
+// broadcast in the background; with a Log, before Update returns. An
+// [*UncertainError] means that the write may or may not have been committed;
+// see there.
 func (c *Cache[K, V]) Update(ctx context.Context, key K, fn func(cur Entry[V]) (V, error)) (Entry[V], error) {
 	if fn == nil {
 		return Entry[V]{Age: -1}, &OptionError{"fn", "is nil in Update"}
