@@ -92,10 +92,9 @@ func TestLog_AnOutageMakesNothingSuspect(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				hold(t, a, "k")
 				hold(t, b, "k")
-				log.setRefuse(errors.New("no quorum"))
-				log.fail(errors.New("no quorum"))
+				log.down()
 				time.Sleep(4 * time.Second)
-				log.setRefuse(nil)
+				log.up()
 				time.Sleep(3 * time.Second)
 				requireServed(t, a, "k")
 				requireServed(t, b, "k")
@@ -242,8 +241,7 @@ func TestWithin_WhenTheLogIsDown(t *testing.T) {
 			hold(t, c, "k")
 		}
 		time.Sleep(time.Second)
-		log.setRefuse(errors.New("no quorum"))
-		log.fail(errors.New("no quorum"))
+		log.down()
 		time.Sleep(2 * time.Second)
 		s.set("k", 2) // and nobody can be told
 
@@ -281,7 +279,7 @@ func TestWithin_WhenTheLogIsDown(t *testing.T) {
 		assert.False(t, ok, "MaxStale")
 		assert.Equal(t, 2, load(t, capped, "k").Value)
 
-		log.setRefuse(nil)
+		log.up()
 		settled(t, s, reload, capped)
 		time.Sleep(2 * retryMax)
 		_, err = fail.Load(t.Context(), "k")
@@ -320,12 +318,11 @@ func TestWithin_AGapVouchesForNothing(t *testing.T) {
 		c := followers(t, 1, s, log, Options[string, int]{})[0]
 		hold(t, c, "k")
 		time.Sleep(3 * testBeat)
-		log.setShut(errors.New("no server"))
-		log.fail(fmt.Errorf("purged: %w", ErrGap))
+		log.unreadable(fmt.Errorf("purged: %w", ErrGap))
 		synctest.Wait()
 		assert.Negative(t, c.Stats().Fresh)
 		requireNotServed(t, c, "k")
-		log.setShut(nil)
+		log.up()
 		settled(t, s, c)
 		assert.GreaterOrEqual(t, c.Stats().Fresh, time.Duration(0))
 	})
@@ -340,13 +337,9 @@ func TestS64_TheClockThatAdvancedMoreCounts(t *testing.T) {
 		c := followers(t, 1, s, log, Options[string, int]{})[0]
 		hold(t, c, "k")
 		time.Sleep(3 * testBeat)
-		log.setRefuse(errors.New("the network is not up yet"))
-		log.fail(errors.New("the network is not up yet"))
+		log.down() // the network is not up yet
 		synctest.Wait()
-		mark := c.fresh.Mark()
-		c.fresh.Reset(0)
-		// As if the wall clock had gained an hour on the monotonic one since then.
-		c.fresh.Advance(replica.Moment{Mono: mark.Mono, Lead: -int64(time.Hour)})
+		suspended(c)
 		e, ok := c.GetEntry("k")
 		require.True(t, ok)
 		assert.GreaterOrEqual(t, e.Age, time.Hour)
@@ -354,11 +347,19 @@ func TestS64_TheClockThatAdvancedMoreCounts(t *testing.T) {
 		_, err := c.Read(t.Context(), "k", Within(time.Minute))
 		require.NoError(t, err)
 		assert.Equal(t, loads+1, s.loadCount())
-		log.setRefuse(nil)
+		log.up()
 		time.Sleep(time.Second)
 		e, _ = c.GetEntry("k")
 		assert.Less(t, e.Age, time.Minute, "a probe since then has come back")
 	})
+}
+
+// suspended makes it appear as if the wall clock had gained an hour on the
+// monotonic one since the log has vouched last.
+func suspended(c *Cache[string, int]) {
+	mark := c.fresh.Mark()
+	c.fresh.Reset(0)
+	c.fresh.Advance(replica.Moment{Mono: mark.Mono, Lead: -int64(time.Hour)})
 }
 
 // The same of what a load or a write returns itself: the machine was suspended for
@@ -394,16 +395,13 @@ func TestS64_AHitUnderTheLockIsAsOldAsAnyOther(t *testing.T) {
 		s.set("k", 1)
 		c := followers(t, 1, s, log, Options[string, int]{})[0]
 		hold(t, c, "k")
-		log.setRefuse(errors.New("down"))
-		log.fail(errors.New("down"))
+		log.down()
 		synctest.Wait()
-		mark := c.fresh.Mark()
-		c.fresh.Reset(0)
-		c.fresh.Advance(replica.Moment{Mono: mark.Mono, Lead: -int64(time.Hour)})
+		suspended(c)
 		e, err := c.await(t.Context(), &waiter[string, int]{key: "k", hash: c.keys.hash("k")})
 		require.NoError(t, err)
 		assert.GreaterOrEqual(t, e.Age, time.Hour)
-		log.setRefuse(nil)
+		log.up()
 	})
 }
 

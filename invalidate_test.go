@@ -1292,6 +1292,26 @@ func (l *memLog) setShut(err error) {
 	l.shut = err
 }
 
+// down ends every reader with an error, and refuses all that is asked for from
+// then on, until up.
+func (l *memLog) down() {
+	err := errors.New("no quorum")
+	l.setRefuse(err)
+	l.fail(err)
+}
+
+// unreadable ends every reader with err, and opens none until up. Messages are
+// appended all the while.
+func (l *memLog) unreadable(err error) {
+	l.setShut(errors.New("no server"))
+	l.fail(err)
+}
+
+func (l *memLog) up() {
+	l.setRefuse(nil)
+	l.setShut(nil)
+}
+
 func (l *memLog) setDelay(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -1364,6 +1384,17 @@ func (l *memLog) invalidator() Invalidator {
 	return Invalidator{Name: "test", Log: l, Beat: cmp.Or(l.beat, testBeat)}
 }
 
+// onLog returns a cache that reads the log and holds k, half a beat after one.
+func onLog(t testing.TB, s *source, log *memLog) (*Cache[string, int], *events) {
+	t.Helper()
+	s.set("k", 1)
+	c, l := listener(t, s, log.invalidator())
+	require.NoError(t, c.Ready(t.Context()))
+	time.Sleep(testBeat + testBeat/2)
+	hold(t, c, "k")
+	return c, l
+}
+
 func TestLog_ChangesTravel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, log := newSource(), newMemLog()
@@ -1401,11 +1432,7 @@ func TestLog_WhatCannotBeProvenCutsOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				src, log := newSource(), newMemLog()
-				src.set("k", 1)
-				c, l := listener(t, src, log.invalidator())
-				require.NoError(t, c.Ready(t.Context()))
-				time.Sleep(testBeat + testBeat/2)
-				hold(t, c, "k")
+				c, l := onLog(t, src, log)
 				src.set("k", 2) // its message is in the gap
 
 				tt.breaks(log)
@@ -1483,18 +1510,13 @@ func TestLog_ReadingGoesOnWhereItStopped(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				src, log := newSource(), newMemLog()
-				src.set("k", 1)
 				src.set("j", 1)
-				c, l := listener(t, src, log.invalidator())
 				other, _ := listener(t, src, log.invalidator())
-				require.NoError(t, c.Ready(t.Context()))
 				require.NoError(t, other.Ready(t.Context()))
-				time.Sleep(testBeat + testBeat/2)
-				hold(t, c, "k")
+				c, l := onLog(t, src, log)
 				hold(t, c, "j")
 
-				log.setShut(errors.New("no server"))
-				log.fail(broken)
+				log.unreadable(broken)
 				_, err := other.Update(t.Context(), "k", func(Entry[int]) (int, error) { return 2, nil })
 				require.NoError(t, err)
 				time.Sleep(10 * testBeat)
@@ -1504,7 +1526,7 @@ func TestLog_ReadingGoesOnWhereItStopped(t *testing.T) {
 				require.Len(t, l.of(EventLogDown), 1)
 				assert.Empty(t, l.of(EventLogUp))
 
-				log.setShut(nil)
+				log.up()
 				settled(t, src, c, other)
 				requireNotServed(t, c, "k")
 				requireServed(t, c, "j")
@@ -1524,20 +1546,15 @@ func TestS49_AnotherLogIsNoticed(t *testing.T) {
 		"as long":    func(l *memLog) { l.renew(len(l.msgs)) },
 		"shorter":    func(l *memLog) { l.renew(1) },
 		"empty":      func(l *memLog) { l.renew(0) },
-		"purged":     func(l *memLog) { l.first = uint64(len(l.msgs)) + 1 },
+		"purged":     func(l *memLog) { l.grow(3); l.first = uint64(len(l.msgs)) }, // all but the last
 		"purged all": func(l *memLog) { l.first = uint64(len(l.msgs)) + 1 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				src, log := newSource(), newMemLog()
-				src.set("k", 1)
-				c, l := listener(t, src, log.invalidator())
-				require.NoError(t, c.Ready(t.Context()))
-				time.Sleep(testBeat + testBeat/2)
-				hold(t, c, "k")
+				c, l := onLog(t, src, log)
 
-				log.setShut(errors.New("no server"))
-				log.fail(errors.New("connection reset"))
+				log.unreadable(errors.New("connection reset"))
 				synctest.Wait()
 				src.set("k", 2) // its message went to the log that is no more
 				log.mu.Lock()
@@ -1556,6 +1573,11 @@ func TestS49_AnotherLogIsNoticed(t *testing.T) {
 // renew replaces the log by another one with so many messages.
 func (l *memLog) renew(messages int) {
 	l.msgs, l.times = nil, nil
+	l.grow(messages)
+}
+
+// grow appends so many messages.
+func (l *memLog) grow(messages int) {
 	for i := range messages {
 		l.msgs, l.times = append(l.msgs, fmt.Appendf(nil, "other %d", i)), append(l.times, time.Now())
 	}
@@ -1593,11 +1615,10 @@ func TestLogAndHint(t *testing.T) {
 		b.mu.Lock()
 		b.refuse = nil
 		b.mu.Unlock()
-		log.setShut(errors.New("no server"))
-		log.fail(errors.New("no server"))
+		log.unreadable(errors.New("no server"))
 		change() // by the hint
 		require.NoError(t, a.Invalidate(t.Context(), "k", 0))
-		log.setShut(nil)
+		log.up()
 		settled(t, src, a, c)
 		assert.Empty(t, l.of(EventCutOff))
 		assert.Empty(t, l.of(EventBadMessage))

@@ -798,31 +798,16 @@ func TestLoad_TheNextLoadIsFencedFromItsBeginning(t *testing.T) {
 	s := newSource()
 	c := onSource(t, s)
 	s.set("k", 10)
-	held := []*latch{newLatch(t), newLatch(t)}
-	var calls atomic.Int32
-	s.afterLoad = func(ctx context.Context, key string) error {
-		if n := int(calls.Add(1)); n <= len(held) {
-			return held[n-1].hook(ctx, key)
-		}
-		return nil
-	}
-	first := loading(t, c, "k", Linearizable)
-	held[0].wait(t)
-	second := loading(t, c, "k", Linearizable)
-	held[1].wait(t)
-	third := loading(t, c, "k", Linearizable)
-	eventually(t, func() bool { return c.pendingNext("k") }, "the third waits")
+	running, third := nextWaits(t, s, c)
 	s.set("k", 20)
 	require.NoError(t, c.Invalidate(t.Context(), "k", 2))
 	fourth := loading(t, c, "k", Linearizable)
 	eventually(t, func() bool { return c.Stats().Joined == 1 }, "the fourth waits, too")
-	held[0].release()
+	running[0].end(t)
 	assert.Equal(t, 20, value(t, third).Value)
 	assert.Equal(t, 20, value(t, fourth).Value)
-	assert.EqualValues(t, 3, calls.Load())
-	held[1].release()
-	value(t, first)
-	value(t, second)
+	assert.EqualValues(t, 3, s.loadCount())
+	running[1].end(t)
 	idle(t, c)
 	served(t, c, "k", 2, "what the last load brought")
 }
@@ -861,29 +846,50 @@ func TestS12_AReadFromBeforeTakesWhatTheRestoredSourceHas(t *testing.T) {
 		s.set("k", v)
 	}
 	load(t, c, "k")
-	held := []*latch{newLatch(t), newLatch(t)}
-	var calls atomic.Int32
-	s.afterLoad = func(ctx context.Context, key string) error {
-		if n := int(calls.Add(1)); n <= len(held) {
-			return held[n-1].hook(ctx, key)
-		}
-		return nil
-	}
-	first := loading(t, c, "k", Linearizable)
-	held[0].wait(t)
-	second := loading(t, c, "k", Linearizable)
-	held[1].wait(t)
-	third := loading(t, c, "k", Linearizable)
-	eventually(t, func() bool { return c.pendingNext("k") }, "the third waits")
+	running, third := nextWaits(t, s, c)
 	s.mu.Lock()
 	s.rows["k"] = row{value: 30, version: 3}
 	s.mu.Unlock()
 	require.NoError(t, c.InvalidateAll(t.Context()))
-	held[0].release()
+	running[0].end(t)
 	assert.Equal(t, 30, value(t, third).Value)
-	held[1].release()
-	value(t, first)
-	value(t, second)
+	running[1].end(t)
+}
+
+// nextWaits begins three strong reads of k: two have a load each, which has read
+// its row and is held, and the third one waits for the next.
+func nextWaits(t *testing.T, s *source, c *Cache[string, int]) (running [maxRunning]heldRead, third <-chan result) {
+	t.Helper()
+	for i := range running {
+		running[i].held = newLatch(t)
+	}
+	var calls atomic.Int32
+	s.afterLoad = func(ctx context.Context, key string) error {
+		if n := int(calls.Add(1)); n <= len(running) {
+			return running[n-1].held.hook(ctx, key)
+		}
+		return nil
+	}
+	for i := range running {
+		running[i].result = loading(t, c, "k", Linearizable)
+		running[i].held.wait(t)
+	}
+	third = loading(t, c, "k", Linearizable)
+	eventually(t, func() bool { return c.pendingNext("k") }, "the third waits")
+	return running, third
+}
+
+// A heldRead is a read whose load is held.
+type heldRead struct {
+	held   *latch
+	result <-chan result
+}
+
+// end lets the load end, and waits for the read.
+func (r heldRead) end(t *testing.T) {
+	t.Helper()
+	r.held.release()
+	value(t, r.result)
 }
 
 // pendingNext reports whether a load of key waits for its turn.

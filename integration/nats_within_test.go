@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -20,6 +21,17 @@ func logged(nc *nats.Conn) tidemark.Invalidator {
 	o := with(small())
 	o.Beat, o.Stream.NoHint = natsBeat, true
 	return tidemark.NATS(nc, o)
+}
+
+// nearAndFar returns two replicas on a stream of s, once they hear each other. The
+// second one is at the end of the cable.
+func nearAndFar(t testing.TB, l *ledger, s *server.Server) (near, far *replica, w *cable) {
+	t.Helper()
+	w = newCable(t, s)
+	near = newReplica(t, l, logged(dial(t, s.ClientURL())))
+	far = newReplica(t, l, logged(dial(t, w.url())))
+	acquainted(t, near, far)
+	return near, far, w
 }
 
 // A timeline knows which version of a key was acknowledged when.
@@ -57,11 +69,7 @@ func (l *timeline) newest(at time.Time) tidemark.Version {
 func TestI6_WithinIsNeverBeyondTheBound(t *testing.T) {
 	const bound = 400 * time.Millisecond
 	l := newLedger()
-	s := natsServer(t, streaming(t))
-	w := newCable(t, s)
-	writer := newReplica(t, l, logged(dial(t, s.ClientURL())))
-	reader := newReplica(t, l, logged(dial(t, w.url())))
-	acquainted(t, writer, reader)
+	writer, reader, w := nearAndFar(t, l, natsServer(t, streaming(t)))
 	l.set("k", 0)
 	var acks timeline
 	acks.add(1)
@@ -122,11 +130,7 @@ func TestI6_WithinIsNeverBeyondTheBound(t *testing.T) {
 // what has not changed meanwhile is served throughout, and needs no load.
 func TestLog_ACleanReconnectKeepsTheEntries(t *testing.T) {
 	l := newLedger()
-	s := natsServer(t, streaming(t))
-	w := newCable(t, s)
-	near := newReplica(t, l, logged(dial(t, s.ClientURL())))
-	far := newReplica(t, l, logged(dial(t, w.url())))
-	acquainted(t, near, far)
+	near, far, w := nearAndFar(t, l, natsServer(t, streaming(t)))
 	l.set("kept", 1)
 	l.set("changed", 1)
 	holds(t, "kept", far)
@@ -163,10 +167,7 @@ func TestLog_ACleanReconnectKeepsTheEntries(t *testing.T) {
 func TestS49_TheStreamIsMadeAnewUnderCaches(t *testing.T) {
 	l := newLedger()
 	s := natsServer(t, streaming(t))
-	w := newCable(t, s)
-	near := newReplica(t, l, logged(dial(t, s.ClientURL())))
-	far := newReplica(t, l, logged(dial(t, w.url())))
-	acquainted(t, near, far)
+	near, far, w := nearAndFar(t, l, s)
 	l.set("k", 1)
 	holds(t, "k", far)
 	w.refuses.Store(true)
