@@ -793,23 +793,41 @@ func TestLoad_FewOfOneKeyRunAtOnce(t *testing.T) {
 }
 
 // The next load of a key begins after everything that its readers know, also
-// what they learn while they wait.
+// what they learn while they wait, and is told of what becomes known while it
+// runs.
 func TestLoad_TheNextLoadIsFencedFromItsBeginning(t *testing.T) {
-	s := newSource()
-	c := onSource(t, s)
-	s.set("k", 10)
-	running, third := nextWaits(t, s, c)
-	s.set("k", 20)
-	require.NoError(t, c.Invalidate(t.Context(), "k", 2))
-	fourth := loading(t, c, "k", Linearizable)
-	eventually(t, func() bool { return c.Stats().Joined == 1 }, "the fourth waits, too")
-	running[0].end(t)
-	assert.Equal(t, 20, value(t, third).Value)
-	assert.Equal(t, 20, value(t, fourth).Value)
-	assert.EqualValues(t, 3, s.loadCount())
-	running[1].end(t)
-	idle(t, c)
-	served(t, c, "k", 2, "what the last load brought")
+	for name, late := range map[string]bool{"a change before it": false, "another one while it runs": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newSource()
+			c := onSource(t, s)
+			s.set("k", 10)
+			running, third := nextWaits(t, s, c)
+			s.set("k", 20)
+			require.NoError(t, c.Invalidate(t.Context(), "k", 2))
+			fourth := loading(t, c, "k", Linearizable)
+			eventually(t, func() bool { return c.Stats().Joined == 1 }, "the fourth waits, too")
+			next := newLatch(t)
+			s.afterLoad = next.hook
+			running[0].end(t)
+			next.wait(t)
+			if late {
+				s.set("k", 30)
+				require.NoError(t, c.Invalidate(t.Context(), "k", 3))
+			}
+			next.release()
+			assert.Equal(t, 20, value(t, third).Value)
+			assert.Equal(t, 20, value(t, fourth).Value)
+			assert.EqualValues(t, 3, s.loadCount())
+			running[1].end(t)
+			idle(t, c)
+			if late {
+				_, ok := c.GetEntry("k")
+				assert.False(t, ok, "what it read is over")
+			} else {
+				served(t, c, "k", 2, "what the last load brought")
+			}
+		})
+	}
 }
 
 // A load whose turn has not come when the cache closes is not begun: the source
