@@ -3,6 +3,7 @@ package tidemark_test
 import (
 	"context"
 	"iter"
+	"log/slog"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -15,9 +16,11 @@ import (
 // builds.
 type contract struct{}
 
-var _ = []any{contract.cache, contract.values, contract.seams}
+var _ = []any{
+	contract.cache, contract.publisher, contract.values, contract.errors, contract.told, contract.sources, contract.transports,
+}
 
-func (contract) cache(c *tidemark.Cache[string, int], o tidemark.Options[string, int]) {
+func (contract) cache(c *tidemark.Cache[string, int]) {
 	var _ func(tidemark.Options[string, int]) (*tidemark.Cache[string, int], error) = tidemark.New[string, int]
 
 	var _ func(string) (int, bool) = c.Get
@@ -32,6 +35,7 @@ func (contract) cache(c *tidemark.Cache[string, int], o tidemark.Options[string,
 	var _ func(context.Context, string, tidemark.Version) (tidemark.Entry[int], error) = c.Delete
 	var _ func(context.Context, string, tidemark.Version) error = c.Invalidate
 	var _ func(context.Context) error = c.InvalidateAll
+	var _ func() tidemark.Token = c.Token
 	var _ func(string) tidemark.Explanation = c.Explain
 	var _ func() iter.Seq2[string, tidemark.Entry[int]] = c.All
 	var _ func() int = c.Len
@@ -41,34 +45,154 @@ func (contract) cache(c *tidemark.Cache[string, int], o tidemark.Options[string,
 	var _ func(int64) error = c.Resize
 }
 
-func (contract) values() {
+func (contract) publisher(p *tidemark.Publisher[string]) {
+	var _ func(tidemark.PublisherOptions[string]) (*tidemark.Publisher[string], error) = tidemark.NewPublisher[string]
+	_ = tidemark.PublisherOptions[string]{Invalidator: tidemark.Invalidator{}, KeyCodec: tidemark.KeyCodec[string](nil)}
+	var _ func(context.Context, string, tidemark.Version) error = p.Invalidate
+	var _ func(context.Context, map[string]tidemark.Version) error = p.InvalidateMany
+	var _ func(context.Context) error = p.InvalidateAll
+	var _ func(context.Context) error = p.Close
+}
+
+func (contract) values(token tidemark.Token) {
 	_ = tidemark.Entry[int]{Value: 1, Version: tidemark.Version(uint64(2)), Absent: false, Age: time.Second}
-	_ = []tidemark.Outcome{tidemark.Applied, tidemark.Duplicate, tidemark.Stale, tidemark.Unproven}
-	_ = []tidemark.Level{tidemark.Any, tidemark.Linearizable, tidemark.AtLeast(1)}
-	_ = []tidemark.LoaderClass{tidemark.Strong, tidemark.Lagging(time.Second)}
-	_ = []error{
-		tidemark.ErrNotFound, tidemark.ErrClosed, tidemark.ErrStale, tidemark.ErrNoStore, tidemark.ErrNoLoader,
-		tidemark.ErrUnavailable, tidemark.ErrTooLarge,
-		&tidemark.ConflictError{Current: 1, Absent: true}, &tidemark.KeysError[string]{}, &tidemark.LoadError{}, &tidemark.UncertainError{}, &tidemark.OptionError{},
+	_ = []tidemark.Outcome{
+		tidemark.Applied, tidemark.Duplicate, tidemark.Stale, tidemark.Unproven, tidemark.TooLarge, tidemark.Closed,
 	}
+	var _ func(tidemark.Outcome) error = tidemark.Outcome.Err
+	var _ func(tidemark.Outcome) string = tidemark.Outcome.String
+	_ = []tidemark.Level{
+		tidemark.Any, tidemark.Linearizable, tidemark.AtLeast(1), tidemark.Within(time.Second), tidemark.After(token),
+	}
+	_ = []tidemark.StalePolicy{tidemark.Reload, tidemark.Fail}
+	_ = []tidemark.LoaderClass{tidemark.Strong, tidemark.Lagging(time.Second)}
 	var _ tidemark.OpID = [16]byte{}
+
+	var _ func(tidemark.Token) tidemark.Token = token.Join
+	var _ func() ([]byte, error) = token.MarshalText
+	var _ func([]byte) error = token.UnmarshalText
+	var _ func() string = token.String
+
 	var fill tidemark.Fill[string, int]
 	var _ func(int, tidemark.Version) tidemark.Outcome = fill.Commit
 	var _ func(tidemark.Version) tidemark.Outcome = fill.Absent
 	var _ func() = fill.Cancel
 }
 
-func (contract) seams(nc *nats.Conn) {
-	var _ tidemark.Loader[string, int] = tidemark.LoaderFunc[string, int](nil)
-	var _ tidemark.Store[string, int] = (*accounts)(nil)
-	var _ func(context.Context, []string) (map[string]tidemark.Loaded[int], error) = tidemark.BulkLoader[string, int](nil).LoadMany
-	var inv tidemark.Invalidator = tidemark.NATS(nc, tidemark.NATSOptions{Name: "n"})
-	var _ tidemark.Hint = inv.Hint
-	var _ tidemark.Log = inv.Log
-	_ = tidemark.Options[string, int]{
-		MaxCost: 1, Cost: func(string, int) int64 { return 1 }, Shards: 1,
-		TTL: 1, TTLJitter: 0.1, NegativeTTL: 1, RefreshAfter: 1,
-		Loader: nil, Store: nil, LoaderClass: tidemark.Strong, LoadTimeout: 1, MaxLoads: 1, Breaker: nil,
-		Invalidator: inv, Level: tidemark.Any, Logger: nil, OnEvent: func(tidemark.Event) {},
+func (contract) errors(uncertain *tidemark.UncertainError) {
+	_ = []error{
+		tidemark.ErrNotFound, tidemark.ErrClosed, tidemark.ErrStale, tidemark.ErrNoStore, tidemark.ErrNoLoader,
+		tidemark.ErrUnavailable, tidemark.ErrTooLarge, tidemark.ErrNoVersion, tidemark.ErrIncomplete, tidemark.ErrGap,
+		tidemark.ErrMessageSize, tidemark.ErrNotBroadcast,
+		&tidemark.ConflictError{Current: tidemark.Version(1), Absent: true},
+		&tidemark.DoubtError{Writes: int(1)},
+		&tidemark.KeysError[string]{Failed: map[string]error{}},
+		&tidemark.LoadError{Err: error(nil)},
+		&tidemark.OptionError{Field: "", Problem: ""},
+		&tidemark.PanicError{Value: any(nil), Stack: []byte{}},
+		&tidemark.UncertainError{Op: tidemark.OpID{}, Err: error(nil)},
 	}
+	var _ func(context.Context) (tidemark.Version, bool, error) = uncertain.Wait
+	var _ interface{ Unwrap() error } = uncertain
+	var _ interface{ Unwrap() error } = &tidemark.LoadError{}
+	var _ interface{ Unwrap() []error } = &tidemark.KeysError[string]{}
+}
+
+// told is what operators read.
+func (contract) told() {
+	_ = tidemark.Event{Kind: tidemark.EventSuspect, Reason: "", Err: error(nil)}
+	_ = []tidemark.EventKind{
+		tidemark.EventSuspect, tidemark.EventCutOff, tidemark.EventRejoined, tidemark.EventLogDown, tidemark.EventLogUp,
+		tidemark.EventBadMessage, tidemark.EventForeignMessage, tidemark.EventCollapsed, tidemark.EventUncertain,
+		tidemark.EventResolved, tidemark.EventTooLarge, tidemark.EventPanic,
+	}
+	var _ func(tidemark.EventKind) string = tidemark.EventKind.String
+
+	var s tidemark.Stats
+	_ = []uint64{
+		s.Hits, s.Misses, s.Loads, s.LoadErrors, s.Joined, s.Refreshes, s.Refused, s.Applied, s.Duplicate, s.Stale, s.Unproven,
+		s.TooLarge, s.Evictions, s.Conflicts, s.Uncertain, s.Suspicions, s.Sent, s.Received, s.Applies, s.Bad, s.Foreign,
+		s.Collapsed, s.Panics,
+	}
+	_ = []int{s.Entries, s.InDoubt, s.Backlog}
+	_ = []int64{s.Cost, s.MaxCost}
+	_ = []bool{s.CutOff}
+	_ = []time.Duration{s.Fresh}
+
+	var x tidemark.Explanation
+	_ = []bool{x.Resident, x.Served, x.Absent, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff}
+	_ = []tidemark.Version{x.Version, x.TideMark}
+	_ = []time.Duration{x.Age, x.Expires, x.SetAgo}
+	_ = []string{x.Cause, x.Policy, x.SetBy, x.String()}
+	_ = []int{x.Fences, x.InDoubt}
+}
+
+// sources writes out the interfaces that callers implement: no method may be
+// added to one.
+func (contract) sources() {
+	type version = tidemark.Version
+	type loader = interface {
+		Load(ctx context.Context, key string) (int, version, error)
+	}
+	var l loader
+	var _ tidemark.Loader[string, int] = l
+	var _ tidemark.Loader[string, int] = tidemark.LoaderFunc[string, int](nil)
+	var s interface {
+		loader
+		CompareAndSet(ctx context.Context, key string, base version, value int, op tidemark.OpID) (version, error)
+		CompareAndDelete(ctx context.Context, key string, base version, op tidemark.OpID) (version, error)
+		Outcome(ctx context.Context, key string, op tidemark.OpID) (version, bool, error)
+	}
+	var bulk interface {
+		LoadMany(ctx context.Context, keys []string) (map[string]tidemark.Loaded[int], error)
+	}
+	var _ tidemark.BulkLoader[string, int] = bulk
+	_ = tidemark.Loaded[int]{Value: 1, Version: version(2), Absent: true, Err: error(nil)}
+	var strong interface {
+		LoadStrong(ctx context.Context, key string) (int, version, error)
+	}
+	var _ tidemark.StrongLoader[string, int] = strong
+	var breaker interface {
+		Allow() (done func(err error), err error)
+	}
+	var codec interface {
+		AppendKey(dst []byte, key string) []byte
+		ParseKey(b []byte) (string, error)
+	}
+	_ = tidemark.Options[string, int]{
+		MaxCost: int64(1), Cost: func(string, int) int64 { return 1 }, ExpectedEntries: int64(1), Shards: int(1),
+		TTL: time.Second, TTLJitter: float64(0.1), NegativeTTL: time.Second, RefreshAfter: time.Second,
+		EntryTTL: func(string, tidemark.Entry[int]) time.Duration { return 0 },
+		Loader:   l, LoaderClass: tidemark.Strong, LoadTimeout: time.Second, MaxLoads: int(1), Breaker: breaker,
+		Store: s, DoubtTimeout: time.Second, MaxDoubts: int(1),
+		Invalidator: tidemark.Invalidator{}, KeyCodec: codec,
+		Level: tidemark.Any, OnStale: tidemark.Fail, MaxStale: time.Second,
+		Logger: (*slog.Logger)(nil), OnEvent: func(tidemark.Event) {},
+	}
+}
+
+// transports does the same of those that carry messages.
+func (contract) transports(nc *nats.Conn) {
+	var hint interface {
+		Publish(ctx context.Context, msg []byte) error
+		Subscribe(receive func(msg []byte), lost func(reason string)) (stop func(), err error)
+	}
+	var log interface {
+		Append(ctx context.Context, msg []byte) (seq uint64, err error)
+		Open(ctx context.Context, from uint64) (tidemark.LogReader, error)
+	}
+	var reader interface {
+		Next(ctx context.Context) (seq uint64, msg []byte, err error)
+		Close() error
+	}
+	var _ tidemark.LogReader = reader
+	_ = tidemark.Invalidator{Name: "n", Schema: "1", Hint: hint, Log: log, Beat: time.Second}
+
+	var _ func(*nats.Conn, tidemark.NATSOptions) tidemark.Invalidator = tidemark.NATS
+	_ = tidemark.NATSOptions{Name: "n", Schema: "1", Beat: time.Second, Stream: &tidemark.NATSStream{
+		Replicas: int(1), Memory: true, MaxAge: time.Hour, MaxBytes: int64(1), Existing: true, NoHint: true,
+	}}
+	var _ func(context.Context, *nats.Conn, tidemark.NATSOptions) error = tidemark.SetUpNATSStream
+	var _ func() []nats.Option = tidemark.NATSConnectOptions
+	_ = []func(string) string{tidemark.NATSSubject, tidemark.NATSLogSubject, tidemark.NATSStreamName}
 }

@@ -46,6 +46,8 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 		{"Invalidator.Name", []options{{Invalidator: hint}}, []options{{Invalidator: Invalidator{Hint: newBus()}}}},
 		{"Invalidator.Hint", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: (*bus)(nil)}}}},
 		{"Invalidator.Beat", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: -1}}, {Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: minBeat - 1}}}},
+		{"OnStale", []options{{OnStale: Reload}, {OnStale: Fail}}, []options{{OnStale: Fail + 1}, {OnStale: math.MaxUint8}}},
+		{"MaxStale", []options{{MaxStale: 1}, {MaxStale: math.MaxInt64}}, []options{{MaxStale: -1}}},
 		{"Level", []options{{Level: AtLeast(1)}, {Level: Linearizable, Loader: s}, {Level: Linearizable, Store: s}}, []options{{Level: Linearizable}}},
 		{"none", []options{{}, {NegativeTTL: -1, LoadTimeout: -1, MaxLoads: -1}, {NegativeTTL: 1, TTL: time.Hour}}, nil},
 	}
@@ -72,12 +74,12 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 	t.Run("all at once", func(t *testing.T) {
 		_, err := New(options{
 			MaxCost: -1, ExpectedEntries: -1, Shards: -1, TTL: -1, TTLJitter: 2, RefreshAfter: -1, DoubtTimeout: -1,
-			MaxDoubts: -1, Loader: LoaderFunc[string, int](nil), Store: (*source)(nil), LoaderClass: Lagging(-1),
+			MaxDoubts: -1, OnStale: Fail + 1, MaxStale: -1, Loader: LoaderFunc[string, int](nil), Store: (*source)(nil), LoaderClass: Lagging(-1),
 			Invalidator: Invalidator{Hint: newBus(), Beat: -1},
 		})
 		assert.ElementsMatch(t, []string{
 			"MaxCost", "ExpectedEntries", "Shards", "TTL", "TTLJitter", "RefreshAfter", "DoubtTimeout",
-			"MaxDoubts", "Loader", "Store", "LoaderClass", "Invalidator.Name", "Invalidator.Beat",
+			"MaxDoubts", "OnStale", "MaxStale", "Loader", "Store", "LoaderClass", "Invalidator.Name", "Invalidator.Beat",
 		}, mistakes(err))
 	})
 }
