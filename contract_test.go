@@ -43,11 +43,13 @@ func (contract) cache(c *tidemark.Cache[string, int]) {
 	var _ func(context.Context) error = c.Ready
 	var _ func(context.Context) error = c.Close
 	var _ func(int64) error = c.Resize
+	var _ func(bool) = c.SetBypass
+	var _ func(context.Context, uint32) error = c.SetSourceEpoch
 }
 
 func (contract) publisher(p *tidemark.Publisher[string]) {
 	var _ func(tidemark.PublisherOptions[string]) (*tidemark.Publisher[string], error) = tidemark.NewPublisher[string]
-	_ = tidemark.PublisherOptions[string]{Invalidator: tidemark.Invalidator{}, KeyCodec: tidemark.KeyCodec[string](nil)}
+	_ = tidemark.PublisherOptions[string]{Invalidator: tidemark.Invalidator{}, KeyCodec: tidemark.KeyCodec[string](nil), SourceEpoch: uint32(1)}
 	var _ func(context.Context, string, tidemark.Version) error = p.Invalidate
 	var _ func(context.Context, map[string]tidemark.Version) error = p.InvalidateMany
 	var _ func(context.Context) error = p.InvalidateAll
@@ -105,6 +107,7 @@ func (contract) told() {
 		tidemark.EventSuspect, tidemark.EventCutOff, tidemark.EventRejoined, tidemark.EventLogDown, tidemark.EventLogUp,
 		tidemark.EventBadMessage, tidemark.EventForeignMessage, tidemark.EventCollapsed, tidemark.EventUncertain,
 		tidemark.EventResolved, tidemark.EventTooLarge, tidemark.EventPanic,
+		tidemark.EventLapsed, tidemark.EventSourceEpoch,
 	}
 	var _ func(tidemark.EventKind) string = tidemark.EventKind.String
 
@@ -112,15 +115,16 @@ func (contract) told() {
 	_ = []uint64{
 		s.Hits, s.Misses, s.Loads, s.LoadErrors, s.Joined, s.Refreshes, s.Refused, s.Applied, s.Duplicate, s.Stale, s.Unproven,
 		s.TooLarge, s.Evictions, s.Conflicts, s.Uncertain, s.Suspicions, s.Sent, s.Received, s.Applies, s.Bad, s.Foreign,
-		s.Collapsed, s.Panics,
+		s.Collapsed, s.Panics, s.Confirmed, s.Lapsed,
 	}
-	_ = []int{s.Entries, s.InDoubt, s.Backlog}
+	_ = []int{s.Entries, s.InDoubt, s.Backlog, s.Intents}
+	var _ uint32 = s.SourceEpoch
 	_ = []int64{s.Cost, s.MaxCost}
-	_ = []bool{s.CutOff}
+	_ = []bool{s.CutOff, s.Bypassed}
 	_ = []time.Duration{s.Fresh}
 
 	var x tidemark.Explanation
-	_ = []bool{x.Resident, x.Served, x.Absent, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff}
+	_ = []bool{x.Resident, x.Served, x.Absent, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff, x.Bypassed}
 	_ = []tidemark.Version{x.Version, x.TideMark}
 	_ = []time.Duration{x.Age, x.Expires, x.SetAgo}
 	_ = []string{x.Cause, x.Policy, x.SetBy, x.String()}
@@ -152,6 +156,10 @@ func (contract) sources() {
 		LoadStrong(ctx context.Context, key string) (int, version, error)
 	}
 	var _ tidemark.StrongLoader[string, int] = strong
+	var versions interface {
+		LoadVersions(ctx context.Context, keys []string) (map[string]version, error)
+	}
+	var _ tidemark.VersionLoader[string] = versions
 	var breaker interface {
 		Allow() (done func(err error), err error)
 	}
@@ -164,7 +172,7 @@ func (contract) sources() {
 		TTL: time.Second, TTLJitter: float64(0.1), NegativeTTL: time.Second, RefreshAfter: time.Second,
 		EntryTTL: func(string, tidemark.Entry[int]) time.Duration { return 0 },
 		Loader:   l, LoaderClass: tidemark.Strong, LoadTimeout: time.Second, MaxLoads: int(1), Breaker: breaker,
-		Store: s, DoubtTimeout: time.Second, MaxDoubts: int(1),
+		Store: s, DoubtTimeout: time.Second, MaxDoubts: int(1), Strict: true, SourceEpoch: uint32(1),
 		Invalidator: tidemark.Invalidator{}, KeyCodec: codec,
 		Level: tidemark.Any, OnStale: tidemark.Fail, MaxStale: time.Second,
 		Logger: (*slog.Logger)(nil), OnEvent: func(tidemark.Event) {},

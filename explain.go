@@ -32,11 +32,11 @@ type Explanation struct {
 	Shared   bool
 	Blind    bool // a change without a version has made bare Puts here unprovable
 
-	Loading bool // a load is under way that readers may join
-	Fences  int  // loads, fills and writes under way
-	InDoubt int  // writes whose outcome is not known: the key is not cached
-	CutOff  bool // this replica does not hear the others
-	Bypass  bool // SetBypass is on
+	Loading  bool // a load is under way that readers may join
+	Fences   int  // loads, fills and writes under way
+	InDoubt  int  // writes whose outcome is not known: the key is not cached
+	CutOff   bool // this replica does not hear the others
+	Bypassed bool // SetBypass is on
 }
 
 // Explain returns what is known of key at this moment. It is for diagnosis: it
@@ -47,7 +47,7 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := c.moment()
-	x := Explanation{CutOff: at.era&eraCutOff != 0, Bypass: at.era&eraBypass != 0}
+	x := Explanation{CutOff: at.era&eraCutOff != 0, Bypassed: at.era&eraBypass != 0}
 	if p := s.pending[key]; p != nil {
 		x.Loading, x.Fences, x.InDoubt = p.flight != nil, len(p.fences), p.doubts
 	}
@@ -90,7 +90,7 @@ func (x Explanation) String() string {
 	if x.Resident {
 		say(" by %s (%s)", x.Cause, x.Policy)
 		switch {
-		case x.Bypass:
+		case x.Bypassed:
 			say(", not served: bypassed")
 		case x.CutOff:
 			say(", not served: cut off from the replicas")

@@ -22,6 +22,7 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 	s := newSource()
 	cost := func(string, int) int64 { return 1 }
 	hint := Invalidator{Name: "n", Hint: newBus()}
+	log := Invalidator{Name: "n", Log: newMemLog()}
 	tests := []struct {
 		field string
 		good  []options
@@ -35,7 +36,10 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 			[]options{{TTLJitter: 1.0001}, {TTLJitter: math.NaN()}, {TTLJitter: math.Inf(1)}}},
 		{"RefreshAfter", []options{{RefreshAfter: 1, Store: s}, {RefreshAfter: 1, TTL: 2, Loader: s}},
 			[]options{{RefreshAfter: -1}, {RefreshAfter: 2, TTL: 2, Store: s}, {RefreshAfter: 3, TTL: 2, Store: s}, {RefreshAfter: 1}}},
-		{"DoubtTimeout", []options{{DoubtTimeout: 1}}, []options{{DoubtTimeout: -1}}},
+		{"DoubtTimeout", []options{{DoubtTimeout: 1}, {DoubtTimeout: maxStrictDoubt + 1}},
+			[]options{{DoubtTimeout: -1}, {DoubtTimeout: maxStrictDoubt + 1, Strict: true, Store: s, Invalidator: log}}},
+		{"Strict", []options{{Strict: true, Store: s, Invalidator: log}},
+			[]options{{Strict: true, Store: s}, {Strict: true, Invalidator: log}, {Strict: true, Store: s, Invalidator: hint}}},
 		{"MaxDoubts", []options{{MaxDoubts: 1}}, []options{{MaxDoubts: -1}}},
 		{"Loader", []options{{Loader: s}}, []options{{Loader: LoaderFunc[string, int](nil)}, {Loader: (*readReplica)(nil)}, {Loader: bulkFunc(nil)}}},
 		{"Store", []options{{Store: s}}, []options{{Store: (*source)(nil)}}},

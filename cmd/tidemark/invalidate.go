@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -24,18 +25,24 @@ standard input, one a line. The version is the one that the row has now; without
 it the replicas know only that the key has changed. What follows the last @ of a
 key is a version if it is a number: write key@0 for a key that ends like that.
 
-Nothing is published if one of the keys cannot be understood.
+Nothing is published if one of the keys cannot be understood. With -stream the
+messages go to the cache's JetStream stream, which must exist: replicas with a log
+count on nothing else.
 
 `
 
 // A busTarget is a cache on a NATS server, as the flags name it.
 type busTarget struct {
 	server, name, schema, keyType string
+
+	stream bool   // on JetStream
+	epoch  uint32 // of the source
 }
 
 func (t *busTarget) define(f *flag.FlagSet) {
 	f.StringVar(&t.server, "server", nats.DefaultURL, "`url` of the NATS server")
 	f.StringVar(&t.name, "name", "", "`name` of the cache; required")
+	f.BoolVar(&t.stream, "stream", false, "the cache has a JetStream stream")
 	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys: string or int")
 }
 
@@ -48,6 +55,14 @@ func (t *busTarget) validate() error {
 		errs = append(errs, fmt.Errorf("-key-type is %q, want string or int", t.keyType))
 	}
 	return errors.Join(errs...)
+}
+
+// subject returns where the replicas' messages are.
+func (t *busTarget) subject() string {
+	if t.stream {
+		return tidemark.NATSLogSubject(t.name)
+	}
+	return tidemark.NATSSubject(t.name)
 }
 
 // connect returns a connection to the server, or why it cannot be reached.
@@ -71,6 +86,7 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	}
 	target.define(flags)
 	flags.StringVar(&target.schema, "schema", "", "`schema` of the cache")
+	epoch := flags.Uint("epoch", 0, "declare this `epoch` of the source: it was restored, or has failed over backwards; with -all")
 	all := flags.Bool("all", false, "everything may have changed")
 	timeout := flags.Duration("timeout", 10*time.Second, "give up after this `duration`")
 	if status, done := parse(flags, args); done {
@@ -82,6 +98,10 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	if *all && flags.NArg() > 0 {
 		return complain(std, "invalidate", errors.New("-all takes no keys"))
 	}
+	if *epoch > 0 && !*all || *epoch > math.MaxUint32 {
+		return complain(std, "invalidate", errors.New("-epoch goes with -all, and is below 1<<32"))
+	}
+	target.epoch = uint32(*epoch)
 	if misplaced := misplacedFlag(flags); misplaced != "" {
 		return complain(std, "invalidate", fmt.Errorf("%s stands behind a key: flags go first; for a key of that name use standard input", misplaced))
 	}
@@ -104,7 +124,7 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
 		return exitFailed
 	}
-	subject := tidemark.NATSSubject(target.name)
+	subject := target.subject()
 	switch {
 	case *all:
 		fmt.Fprintf(std.out, "published \"everything changed\" on %s\n", subject)
@@ -196,11 +216,16 @@ func publishInvalidations(ctx context.Context, target busTarget, all bool, chang
 		return err
 	}
 	defer nc.Close()
-	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: target.name, Schema: target.schema})
+	o := tidemark.NATSOptions{Name: target.name, Schema: target.schema}
+	if target.stream {
+		// Whatever the replicas have made of it is good enough.
+		o.Stream = &tidemark.NATSStream{Existing: true, Replicas: 1, MaxAge: 10 * time.Second, MaxBytes: 1 << 20}
+	}
+	inv := tidemark.NATS(nc, o)
 	if target.keyType == "int" {
-		err = publishKeys(ctx, inv, all, changed, func(k keyVersion) int64 { return k.number })
+		err = publishKeys(ctx, inv, target.epoch, all, changed, func(k keyVersion) int64 { return k.number })
 	} else {
-		err = publishKeys(ctx, inv, all, changed, func(k keyVersion) string { return k.text })
+		err = publishKeys(ctx, inv, target.epoch, all, changed, func(k keyVersion) string { return k.text })
 	}
 	if err == nil {
 		// A server that refuses a message says so before it answers the ping
@@ -214,8 +239,8 @@ func publishInvalidations(ctx context.Context, target busTarget, all bool, chang
 }
 
 // publishKeys publishes keys of one type.
-func publishKeys[K comparable](ctx context.Context, inv tidemark.Invalidator, all bool, changed []keyVersion, key func(keyVersion) K) error {
-	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[K]{Invalidator: inv})
+func publishKeys[K comparable](ctx context.Context, inv tidemark.Invalidator, epoch uint32, all bool, changed []keyVersion, key func(keyVersion) K) error {
+	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[K]{Invalidator: inv, SourceEpoch: epoch})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,6 +97,7 @@ func TestInvalidateRefusesWhatIsProbablyAMistake(t *testing.T) {
 	s := startNATS(t, server.Options{})
 	for _, args := range [][]string{
 		{"-name", "accounts", "alice", "-all"}, {"-name", "accounts", "alice", "--schema=2"},
+		{"-name", "accounts", "-epoch", "1", "alice"}, {"-name", "accounts", "-all", "-epoch", "4294967296"},
 		{"-name", "accounts", "@5"}, {"-name", "accounts", ""}, {"-name", "two words", "alice"},
 	} {
 		r := tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", s.ClientURL()}, args...)...)
@@ -173,6 +175,49 @@ func TestInvalidateReachesACache(t *testing.T) {
 	args = append(args[:len(args)-1], "-schema", "v2", "a@2")
 	require.Equal(t, exitOK, tidemarkWith(t.Context(), "", args...).status)
 	assert.Eventually(t, func() bool { _, ok := c.Get("a"); return !ok }, 5*time.Second, time.Millisecond)
+}
+
+// What the command says to a cache with a log goes through that, and a restore that
+// it declares reaches every replica.
+func TestInvalidateOnAStream(t *testing.T) {
+	s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir()})
+	args := func(more ...string) []string {
+		return append([]string{"invalidate", "-server", s.ClientURL(), "-name", "accounts", "-stream", "-timeout", "2s"}, more...)
+	}
+	r := tidemarkWith(t.Context(), "", args("a@2")...)
+	assert.Equal(t, exitFailed, r.status, "there is no stream yet: %s", r.out)
+
+	nc, err := nats.Connect(s.ClientURL(), tidemark.NATSConnectOptions()...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	var version atomic.Uint64
+	version.Store(9)
+	c, err := tidemark.New(tidemark.Options[string, string]{
+		Invalidator: tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Stream: &tidemark.NATSStream{Replicas: 1, NoHint: true}}),
+		Loader: tidemark.LoaderFunc[string, string](func(context.Context, string) (string, tidemark.Version, error) {
+			return "value", tidemark.Version(version.Load()), nil
+		}),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, c.Close(context.Background())) })
+	require.NoError(t, c.Ready(t.Context()))
+	held := func() bool {
+		_, _ = c.Load(t.Context(), "a")
+		_, ok := c.Get("a")
+		return ok
+	}
+	gone := func() bool { _, ok := c.Get("a"); return !ok }
+	require.Eventually(t, held, 5*time.Second, time.Millisecond)
+	r = tidemarkWith(t.Context(), "", args("a@10")...)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "published 1 key on tidemark.v1.accounts.log\n", r.out)
+	assert.Eventually(t, gone, 5*time.Second, time.Millisecond)
+
+	version.Store(3) // restored from a backup
+	r = tidemarkWith(t.Context(), "", args("-all", "-epoch", "1")...)
+	require.Equal(t, exitOK, r.status, r.err)
+	require.Eventually(t, func() bool { return c.Stats().SourceEpoch == 1 }, 5*time.Second, time.Millisecond)
+	assert.Eventually(t, held, 5*time.Second, time.Millisecond)
 }
 
 func TestInvalidateSaysWhyItFailed(t *testing.T) {

@@ -21,8 +21,9 @@ to see, against the truth. It runs the same schedule for each contender.
 
 The exit status is 1 if tidemark broke a promise: a read went backwards on one
 replica, an acknowledged deposit was lost, an entry was wrong at rest though its
-replica could have known, a read was below the replica's tide mark, or a read of
-tidemark-log missed a change that had been confirmed longer ago than the bound.
+replica could have known, a read was below the replica's tide mark, or a read
+missed a change that had been confirmed longer ago than the bound (tidemark-log),
+or committed by a deposit (tidemark-strict).
 
 `
 
@@ -66,7 +67,8 @@ func stormFlags(f *flag.FlagSet, c *storm.Config) {
 	f.IntVar(&c.WriteRate, "write-rate", c.WriteRate, "`deposits` a second, all replicas together")
 	f.DurationVar(&c.DBLatency, "db-latency", c.DBLatency, "average `duration` for which an answer of the database is on its way")
 	f.DurationVar(&c.TTL, "ttl", c.TTL, "time to live of the contender ttl, a `duration`")
-	f.DurationVar(&c.Bound, "bound", c.Bound, "how stale a read of the contender tidemark-log may be, a `duration`")
+	f.DurationVar(&c.Bound, "bound", c.Bound, "how stale a read of tidemark-log and tidemark-strict may be, a `duration`")
+	f.StringVar(&c.ReadLevel, "read-level", c.ReadLevel, "`level` of their reads: within the bound, or any")
 
 	f.Float64Var(&c.Weather.Delay, "delay", c.Weather.Delay, "`share` of messages that hold up themselves and all that follow")
 	f.DurationVar(&c.Weather.DelayMax, "delay-max", c.Weather.DelayMax, "for at most this `duration`")

@@ -16,14 +16,14 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/tidemark-go/tidemark"
 	"github.com/tidemark-go/tidemark/internal/wire"
 )
 
 const watchUsage = `usage: tidemark watch -name NAME [flags]
 
 Watch prints each message that the replicas of a cache exchange, one a line,
-until it is interrupted. What cannot be decoded is printed too.
+until it is interrupted. What cannot be decoded is printed too. With -stream it
+shows what is appended to the cache's JetStream stream from now on.
 
 `
 
@@ -85,7 +85,7 @@ func (w *watcher) watch(ctx context.Context, target busTarget) error {
 		return err
 	}
 	defer nc.Close()
-	subject := tidemark.NATSSubject(target.name)
+	subject := target.subject()
 	if _, err := nc.Subscribe(subject, func(m *nats.Msg) { w.print(time.Now(), m.Data) }); err != nil {
 		return err
 	}
@@ -154,7 +154,12 @@ type watchedKey struct {
 	Key     string `json:"key"`
 	Version uint64 `json:"version"` // 0: not known
 	Deleted bool   `json:"deleted,omitempty"`
+	Write   string `json:"write,omitempty"` // of a strict write: begins, ended or void
+	Op      string `json:"op,omitempty"`
 }
+
+// writeStages names the stages of strict writes.
+var writeStages = map[wire.Stage]string{wire.Begun: "begins", wire.Ended: "ended", wire.Void: "void"}
 
 // rawShown is how many bytes of an undecodable message are printed.
 const rawShown = 64
@@ -174,7 +179,11 @@ func describe(at time.Time, msg []byte, keyType string) watchedMessage {
 	line.Kind, line.Epoch, line.Flags, line.Nonce, line.Seq = m.Kind.String(), m.Epoch, m.Flags, m.Nonce, m.Seq
 	line.Cache, line.Origin = fmt.Sprintf("%016x", m.CacheID), fmt.Sprintf("%016x", m.Origin)
 	for _, e := range m.Entries {
-		line.Keys = append(line.Keys, watchedKey{keyText(e.Key, keyType), e.Version, e.Deleted})
+		k := watchedKey{Key: keyText(e.Key, keyType), Version: e.Version, Deleted: e.Deleted, Write: writeStages[e.Stage]}
+		if e.Stage != 0 {
+			k.Op = hex.EncodeToString(e.Op[:])
+		}
+		line.Keys = append(line.Keys, k)
 	}
 	return line
 }
@@ -198,6 +207,9 @@ func (m watchedMessage) String() string {
 	b.WriteString(m.Time.Format("15:04:05.000000"))
 	if m.Kind != "" {
 		fmt.Fprintf(&b, " cache %s origin %s #%d %s", m.Cache, m.Origin, m.Seq, m.Kind)
+		if m.Epoch != 0 {
+			fmt.Fprintf(&b, " (epoch %d)", m.Epoch)
+		}
 	}
 	switch {
 	case m.Nonce != 0:
@@ -212,6 +224,9 @@ func (m watchedMessage) String() string {
 		}
 		if k.Deleted {
 			b.WriteString("(deleted)")
+		}
+		if k.Write != "" {
+			fmt.Fprintf(&b, "(write %.8s %s)", k.Op, k.Write)
 		}
 	}
 	if m.Error != "" {

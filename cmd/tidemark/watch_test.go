@@ -113,13 +113,23 @@ func TestWatchPrintsJSON(t *testing.T) {
 		got = append(got, m)
 	}
 	require.Len(t, got, 5)
-	assert.Equal(t, []watchedKey{{"a b", 17, false}, {"gone", 4, true}, {"?", 0, false}}, got[0].Keys)
+	assert.Equal(t, []watchedKey{{Key: "a b", Version: 17}, {Key: "gone", Version: 4, Deleted: true}, {Key: "?"}}, got[0].Keys)
 	assert.Equal(t, "invalidate", got[0].Kind)
 	assert.EqualValues(t, 99, got[2].Nonce)
 	assert.Equal(t, "67617262616765", got[3].Raw)
 	assert.Equal(t, 7, got[3].Bytes)
 	assert.Equal(t, "wire: unknown message kind", got[4].Error)
 	assert.EqualValues(t, 9, got[4].Seq)
+}
+
+func TestWatchShowsStrictWritesAndEpochs(t *testing.T) {
+	op := [16]byte{0xab, 0xcd, 15: 1}
+	m := describe(time.Now(), encode(t, wire.Message{Kind: wire.KindInvalidate, Epoch: 3, Entries: []wire.Entry{
+		{Key: []byte("k"), Stage: wire.Begun, Op: op, TTL: 1}, {Key: []byte("k"), Stage: wire.Ended, Op: op, Version: 5},
+		{Key: []byte("k"), Stage: wire.Void, Op: op},
+	}}), "string")
+	assert.Contains(t, m.String(), `invalidate (epoch 3) "k"(write abcd0000 begins) "k"@5(write abcd0000 ended) "k"(write abcd0000 void)`)
+	assert.Equal(t, "abcd0000000000000000000000000001", m.Keys[0].Op)
 }
 
 func TestWatchShowsWhatInvalidatePublishes(t *testing.T) {

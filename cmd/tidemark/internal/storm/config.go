@@ -29,7 +29,8 @@ type Config struct {
 	WriteRate int     // deposits a second that the writers of all replicas together attempt
 
 	TTL       time.Duration // of the contender ttl
-	Bound     time.Duration // of the contender tidemark-log: how stale a read may be
+	Bound     time.Duration // of the contenders with a log: how stale a read may be
+	ReadLevel string        // of these: within (the Bound) or any
 	DBLatency time.Duration // how long an answer of the database is on its way, on average
 
 	Weather Weather // what happens to messages
@@ -43,6 +44,12 @@ type Config struct {
 	Kills     int           // writers killed between commit and publish
 	Reconcile int           // accounts that the overnight job changes by SQL, at most all
 }
+
+// The levels at which contenders with a log read.
+const (
+	levelWithin = "within"
+	levelAny    = "any"
+)
 
 // Default returns the storm that the command runs without flags: all
 // contenders in less than a minute on two cores.
@@ -62,6 +69,7 @@ func Default() Config {
 		WriteRate:  600,
 		TTL:        time.Second,
 		Bound:      time.Second,
+		ReadLevel:  levelWithin,
 		DBLatency:  300 * time.Microsecond,
 		Weather: Weather{
 			Delay: 0.001, DelayMax: 100 * time.Millisecond,
@@ -102,6 +110,7 @@ func (c Config) Validate() error {
 	want(c.WriteRate >= 1, "write rate is %d, want at least 1", c.WriteRate)
 	want(c.DBLatency >= 0, "database latency is %v, want at least 0", c.DBLatency)
 	want(c.TTL > 0, "ttl is %v, want more than 0", c.TTL)
+	want(c.ReadLevel == levelWithin || c.ReadLevel == levelAny, "read level is %q, want %s or %s", c.ReadLevel, levelWithin, levelAny)
 	want(c.Bound > 0, "bound is %v, want more than 0", c.Bound)
 	for _, p := range []struct {
 		name  string

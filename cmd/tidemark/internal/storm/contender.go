@@ -34,17 +34,26 @@ type promise struct {
 	// confirmed: maxStale counts from when the contender confirmed the newer
 	// version, see oracle.confirm, not from when the database had it.
 	confirmed bool
-	tideMark  bool // no read is below the replica's tide mark
+	// committed: a deposit counts as confirmed when the database has committed
+	// it, also if its writer was killed then.
+	committed bool
+	// counted: reads beyond maxStale are counted, but not promised not to be.
+	counted  bool
+	tideMark bool // no read is below the replica's tide mark
 }
 
-// broken reports whether v is a read beyond the bound that p states.
-func (p promise) broken(v verdict) bool {
+// beyond reports whether v is a read beyond the bound of p.
+func (p promise) beyond(v verdict) bool {
 	stale := v.staleFor
 	if p.confirmed {
 		stale = v.overdue
 	}
-	return p.maxStale > 0 && v.stale && stale > p.maxStale ||
-		p.tideMark && (v.belowMark || v.undoubted)
+	return p.maxStale > 0 && v.stale && stale > p.maxStale
+}
+
+// broken reports whether v is a read that p states will not be.
+func (p promise) broken(v verdict) bool {
+	return p.beyond(v) && !p.counted || p.tideMark && (v.belowMark || v.undoubted)
 }
 
 // A replica is one instance of a contender: the cache inside one process of
@@ -108,7 +117,7 @@ type ears struct {
 }
 
 // contenders in the order in which they run by default.
-var contenders = []contender{mapContender{}, ttlContender{}, ristrettoContender{}, tidemarkContender{}, tidemarkLogContender{}}
+var contenders = []contender{mapContender{}, ttlContender{}, ristrettoContender{}, tidemarkContender{}, tidemarkLogContender{}, tidemarkStrictContender{}}
 
 // Names returns the names of all contenders.
 func Names() []string {

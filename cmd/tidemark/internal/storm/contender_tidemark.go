@@ -40,22 +40,17 @@ func (tidemarkContender) open(env *environment) (replica, error) {
 	}
 	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: tidemarkName})
 	inv.Hint = env.through(inv.Hint, ears{message: newTidemarkEar().message, lost: true})
-	return openTidemark(env, inv, tidemark.Any)
+	return openTidemark(env, tidemark.Options[int, Account]{Invalidator: inv})
 }
 
-// openTidemark returns a replica with the invalidator inv that reads at level,
-// once it is ready.
-func openTidemark(env *environment, inv tidemark.Invalidator, level tidemark.Level) (replica, error) {
+// openTidemark returns a replica with the options o, once it is ready.
+func openTidemark(env *environment, o tidemark.Options[int, Account]) (replica, error) {
 	store, err := newRecordingStore(env.bank)
 	if err != nil {
 		return nil, err
 	}
-	cache, err := tidemark.New(tidemark.Options[int, Account]{
-		MaxCost:     int64(env.config.Capacity),
-		Store:       store,
-		Invalidator: inv,
-		Level:       level,
-	})
+	o.MaxCost, o.Store = int64(env.config.Capacity), store
+	cache, err := tidemark.New(o)
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +167,13 @@ func (s *recordingStore) LoadMany(ctx context.Context, accounts []int) (map[int]
 	defer s.bank.travel()
 	s.bank.reads.Add(uint64(len(accounts)))
 	return s.Store.LoadMany(ctx, accounts)
+}
+
+// LoadVersions counts as a read of each row: the database has to find it.
+func (s *recordingStore) LoadVersions(ctx context.Context, accounts []int) (map[int]tidemark.Version, error) {
+	defer s.bank.travel()
+	s.bank.reads.Add(uint64(len(accounts)))
+	return s.Store.LoadVersions(ctx, accounts)
 }
 
 func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base tidemark.Version, a Account, op tidemark.OpID) (tidemark.Version, error) {

@@ -1,6 +1,8 @@
 package storm
 
 import (
+	"time"
+
 	"github.com/nats-io/nats.go"
 
 	"github.com/tidemark-go/tidemark"
@@ -13,7 +15,7 @@ type tidemarkLogContender struct{}
 func (tidemarkLogContender) name() string { return "tidemark-log" }
 
 func (tidemarkLogContender) promise(c Config) promise {
-	return promise{
+	p := promise{
 		text: "as tidemark, and no read misses a change that was confirmed more than " + c.Bound.String() + "\n" +
 			"before it began: by a deposit that returned, or by the job that told the replicas. Commits\n" +
 			"of killed writers, and of the job before it tells, are stale reads but confirmed to nobody.\n" +
@@ -22,12 +24,22 @@ func (tidemarkLogContender) promise(c Config) promise {
 		tideMark: true,
 		maxStale: c.Bound, confirmed: true,
 	}
+	if c.ReadLevel == levelAny {
+		p.counted = true
+		p.text = "as tidemark. Read at Any it states no bound; what is beyond " + c.Bound.String() + " is counted all the same."
+	}
+	return p
 }
 
 // tidemarkLogOptions has a stream on the one server that there is, in files.
 var tidemarkLogOptions = tidemark.NATSOptions{Name: tidemarkName, Stream: &tidemark.NATSStream{Replicas: 1}}
 
 func (tidemarkLogContender) open(env *environment) (replica, error) {
+	return openTidemarkLog(env, tidemark.Options[int, Account]{})
+}
+
+// openTidemarkLog is openTidemark with a log.
+func openTidemarkLog(env *environment, o tidemark.Options[int, Account]) (replica, error) {
 	nc, err := env.connect(tidemark.NATSConnectOptions()...)
 	if err != nil {
 		return nil, err
@@ -41,9 +53,37 @@ func (tidemarkLogContender) open(env *environment) (replica, error) {
 		return news, false
 	}})
 	inv.Log = env.throughLog(inv.Log, ears{message: entries.message, lost: true})
-	return openTidemark(env, inv, tidemark.Within(env.config.Bound))
+	o.Invalidator = inv
+	if env.config.ReadLevel == levelWithin {
+		o.Level = tidemark.Within(env.config.Bound)
+	}
+	return openTidemark(env, o)
 }
 
 func (tidemarkLogContender) openAnnouncer(nc *nats.Conn) (announcer, error) {
 	return openPublisher(tidemark.NATS(nc, tidemarkLogOptions))
+}
+
+// tidemarkStrictContender is tidemarkLogContender with strict writes.
+type tidemarkStrictContender struct{ tidemarkLogContender }
+
+func (tidemarkStrictContender) name() string { return "tidemark-strict" }
+
+func (t tidemarkStrictContender) promise(c Config) promise {
+	p := t.tidemarkLogContender.promise(c)
+	p.committed = true
+	if !p.counted {
+		p.text = "as tidemark-log, and no read misses a deposit that was committed more than " + c.Bound.String() + "\n" +
+			"before it began, whether or not its writer lived to tell. While the log cannot be reached\n" +
+			"deposits fail before they are made."
+	}
+	return p
+}
+
+// strictDoubt bounds how late a deposit may take effect here. The replicas take
+// the log's word only for what they have loaded twice as long after they joined.
+const strictDoubt = time.Second
+
+func (tidemarkStrictContender) open(env *environment) (replica, error) {
+	return openTidemarkLog(env, tidemark.Options[int, Account]{Strict: true, DoubtTimeout: strictDoubt})
 }

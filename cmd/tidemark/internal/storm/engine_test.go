@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -96,6 +97,11 @@ func TestStormEndToEnd(t *testing.T) {
 	assert.Positive(t, withLog.StaleReads, "a message takes its time, log or not")
 	assert.Positive(t, withLog.Messages.Dropped, "of its hints")
 
+	strict := results["tidemark-strict"]
+	assert.Zero(t, strict.BeyondBound, strict.Violations)
+	assert.Zero(t, strict.WrongAtRest, strict.Violations)
+	assert.Zero(t, strict.LostCents)
+
 	phases := map[string]bool{}
 	for _, e := range events {
 		phases[e.Phase] = true
@@ -122,10 +128,10 @@ func TestStormStopsWhenItIsInterrupted(t *testing.T) {
 func TestStormRefusesABadConfig(t *testing.T) {
 	c := Default()
 	c.Contenders = []string{"map", "nosuch", "map"}
-	c.Replicas, c.Weather.Drop, c.Bound = 0, 2, 0
+	c.Replicas, c.Weather.Drop, c.Bound, c.ReadLevel = 0, 2, 0, "some"
 	_, err := Run(t.Context(), c, nil)
 	require.Error(t, err)
-	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2", "bound is 0s"} {
+	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2", "bound is 0s", `read level is "some"`} {
 		assert.ErrorContains(t, err, want)
 	}
 	assert.NoError(t, Default().Validate())
@@ -331,6 +337,19 @@ func TestStormFindsAReplicaThatDoesNotDoubt(t *testing.T) {
 	assert.EqualValues(t, 1, seen.beyond)
 }
 
+// The commit of a writer that is killed then is held against who promises it, and
+// nobody else.
+func TestStormHoldsStrictWritersToTheirCommits(t *testing.T) {
+	for _, committed := range []bool{true, false} {
+		c := small()
+		c.Accounts, c.Replicas, c.Weather = 1, 1, Weather{}
+		r := openRun(t, mutant{bound: promise{maxStale: time.Minute, confirmed: true, committed: committed}, start: openDeaf}, c)
+		require.NoError(t, r.killWriter(t.Context(), 0))
+		_, confirmed, promised := r.oracle.staleSince(0, openingVersion+depositsBeforeDeath, 1<<62)
+		assert.Equal(t, committed, promised, "at %v", confirmed)
+	}
+}
+
 func TestStormFindsReadsThatMissWhatWasConfirmedLongAgo(t *testing.T) {
 	for _, c := range []struct {
 		bound promise
@@ -339,9 +358,16 @@ func TestStormFindsReadsThatMissWhatWasConfirmedLongAgo(t *testing.T) {
 		{promise{maxStale: 100 * time.Millisecond, confirmed: true}, true},
 		{promise{maxStale: time.Minute, confirmed: true}, false},
 		{promise{confirmed: true}, false},
+		{promise{maxStale: 100 * time.Millisecond, confirmed: true, counted: true}, true},
 	} {
 		res := runMutant(t, mutant{bound: c.bound, start: openDeaf})
 		assert.Equal(t, c.found, res.BeyondBound > 0, "%+v: %d reads", c.bound, res.BeyondBound)
+		if c.bound.counted {
+			assert.Equal(t, res.BeyondBound, res.Unpromised, "counted, but not held against it")
+			assert.NotContains(t, strings.Join(res.Failures(), " "), "bound")
+		} else {
+			assert.Zero(t, res.Unpromised)
+		}
 		assert.Positive(t, res.StaleReads)
 	}
 }
@@ -360,9 +386,10 @@ func (a ashamed) deposit(ctx context.Context, account int, op uint64, cents int6
 }
 
 func TestStormHoldsNobodyToWhatItDidNotConfirm(t *testing.T) {
-	for _, confirmed := range []bool{true, false} {
+	for _, bound := range []promise{{confirmed: true}, {}, {confirmed: true, committed: true}} {
+		bound.maxStale = 100 * time.Millisecond
 		res := runMutant(t, mutant{
-			bound: promise{maxStale: 100 * time.Millisecond, confirmed: confirmed},
+			bound: bound,
 			start: func(env *environment) (replica, error) {
 				d, err := openDeaf(env)
 				if err != nil {
@@ -371,7 +398,7 @@ func TestStormHoldsNobodyToWhatItDidNotConfirm(t *testing.T) {
 				return ashamed{d.(*deaf)}, nil
 			},
 		})
-		assert.Equal(t, confirmed, res.BeyondBound == 0, "%d reads", res.BeyondBound)
+		assert.Equal(t, bound.confirmed && !bound.committed, res.BeyondBound == 0, "%+v: %d reads", bound, res.BeyondBound)
 		assert.Positive(t, res.StaleReads, "they are stale all the same")
 		assert.Positive(t, res.WriteErrors)
 		assert.Zero(t, res.LostUpdates, "and in the books")

@@ -103,7 +103,11 @@ func (r *run) killDuring(ctx context.Context, n *node, account int) error {
 		r.killed[change{account, version}] = struct{}{}
 		r.mu.Unlock()
 		// The statement has returned: from here on the deposit is a fact.
-		r.oracle.acknowledge(account, op, r.oracle.now())
+		at := r.oracle.now()
+		r.oracle.acknowledge(account, op, at)
+		if r.promise.committed {
+			r.oracle.confirm(account, op, at)
+		}
 		close(died)
 	})
 	finished := make(chan error, 1)

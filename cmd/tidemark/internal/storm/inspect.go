@@ -9,6 +9,7 @@ import (
 type counts struct {
 	reads, hits, writes       uint64
 	stale, backward, beyond   uint64
+	unpromised                uint64 // of beyond
 	unknown, dbReads          uint64
 	worstStale                time.Duration
 	staleFor                  histogram
@@ -16,7 +17,7 @@ type counts struct {
 }
 
 // judge enters a verdict that is not clean.
-func (c *counts) judge(v verdict, beyond bool) {
+func (c *counts) judge(v verdict, broken, beyond bool) {
 	if v.stale {
 		c.stale++
 		c.worstStale = max(c.worstStale, v.staleFor)
@@ -25,8 +26,11 @@ func (c *counts) judge(v verdict, beyond bool) {
 	if v.backward {
 		c.backward++
 	}
-	if beyond {
+	if beyond || broken {
 		c.beyond++
+	}
+	if beyond && !broken {
+		c.unpromised++
 	}
 	if v.unknown {
 		c.unknown++
@@ -40,6 +44,7 @@ func (c *counts) add(d *counts) {
 	c.stale += d.stale
 	c.backward += d.backward
 	c.beyond += d.beyond
+	c.unpromised += d.unpromised
 	c.unknown += d.unknown
 	c.worstStale = max(c.worstStale, d.worstStale)
 	c.staleFor.merge(&d.staleFor)
@@ -69,7 +74,7 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 		BackwardReads: c.backward,
 		LostUpdates:   uint64(books.lost + books.repeated), LostCents: books.cents,
 		WrongAtRest: rest.wrong, WrongUnannounced: rest.unannounced, Resident: rest.resident,
-		BeyondBound: c.beyond, UnknownReads: c.unknown,
+		BeyondBound: c.beyond, Unpromised: c.unpromised, UnknownReads: c.unknown,
 		DBReads:   c.dbReads,
 		ReadP50Ns: c.readLatency.quantile(0.50).Nanoseconds(), ReadP99Ns: c.readLatency.quantile(0.99).Nanoseconds(),
 		WriteP50Us: microseconds(c.writeLatency.quantile(0.50)), WriteP99Us: microseconds(c.writeLatency.quantile(0.99)),
@@ -94,6 +99,7 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 func (c *counts) addWrongs(d *counts) {
 	c.backward += d.backward
 	c.beyond += d.beyond
+	c.unpromised += d.unpromised
 	c.unknown += d.unknown
 }
 

@@ -143,9 +143,9 @@ func (r *run) readOne(ctx context.Context, n *node, account int, measure bool, m
 	if v == (verdict{version: v.version}) {
 		return
 	}
-	beyond := r.promise.broken(v)
-	mine.judge(v, beyond)
-	if r.promise.tideMark && (beyond || v.backward || v.unknown) {
+	broken := r.promise.broken(v)
+	mine.judge(v, broken, r.promise.beyond(v))
+	if r.promise.tideMark && (broken || v.backward || v.unknown) {
 		r.note("%.3fs replica %d account %d: read version %d (op %d, hit %t); newest acknowledged %d (%v earlier, confirmed %v), shown here %d, told here %d, told to doubt at %.3fs: backward %t, below the mark %t, not checked after doubt %t, unknown %t",
 			time.Duration(before.began).Seconds(), n.id, account, v.version, a.Op, hit, before.newest.version, v.staleFor, v.overdue,
 			before.shown, before.told, time.Duration(before.doubted-1).Seconds(), v.backward, v.belowMark, v.undoubted, v.unknown)
@@ -194,7 +194,7 @@ func (r *run) deposit(ctx context.Context, n *node, account int, cents int64) er
 		// contender failed afterwards.
 		r.oracle.acknowledge(account, op, at)
 		r.ledger.record(account, cents)
-		if err == nil && !n.dead.Load() {
+		if err == nil && !n.dead.Load() || r.promise.committed {
 			r.oracle.confirm(account, op, at)
 		}
 		if err == nil && committed && n.id < r.config.Replicas {

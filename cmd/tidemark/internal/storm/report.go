@@ -28,7 +28,7 @@ type Result struct {
 	BackwardReads uint64  `json:"backward_reads"` // below an earlier completed read on the same replica
 	LostUpdates   uint64  `json:"lost_updates"`   // acknowledged deposits that the database does not have, or has twice
 	WrongAtRest   uint64  `json:"wrong_at_rest"`  // entries that differ from the database when all is quiet
-	BeyondBound   uint64  `json:"beyond_bound"`   // reads that break the contender's Promise
+	BeyondBound   uint64  `json:"beyond_bound"`   // reads beyond the bound of the contender, or below its tide mark
 	DBReads       uint64  `json:"db_reads"`       // rows read from the database, by reads and by writes
 	ReadP50Ns     int64   `json:"read_p50_ns"`
 	ReadP99Ns     int64   `json:"read_p99_ns"`
@@ -42,6 +42,7 @@ type Result struct {
 	Resident         uint64   `json:"resident_at_rest"`          // entries compared
 	LostCents        int64    `json:"lost_cents"`                // by which the balances are off, in all
 	UnknownReads     uint64   `json:"unknown_reads"`             // values that nobody is known to have committed
+	Unpromised       uint64   `json:"beyond_bound_unpromised"`   // of BeyondBound: the contender states no bound at this level
 	ReadErrors       uint64   `json:"read_errors"`
 	WriteErrors      uint64   `json:"write_errors"`
 	DoubtfulWrites   uint64   `json:"doubtful_writes"` // writes of which nobody knows whether they were committed
@@ -64,7 +65,7 @@ func (r Result) Failures() []string {
 	add(r.LostUpdates, "lost updates")
 	add(r.WrongAtRest, "wrong entries at rest")
 	add(r.BackwardReads, "reads went backwards")
-	add(r.BeyondBound, "reads beyond the bound it states")
+	add(r.BeyondBound-r.Unpromised, "reads beyond the bound it states")
 	add(r.UnknownReads, "reads of values that nobody wrote")
 	return f
 }
@@ -166,7 +167,7 @@ at rest         entries in memory that differ from the database when all links h
                 nothing is written any more, of those that a reader would be served
 backward reads  below what an earlier completed read of the account had returned on the same replica
 stale reads     a newer version had been acknowledged before the read began; stale ms: how long before
-beyond bound    reads that break what the contender states about its reads, see below
+beyond bound    reads that are staler, or older, than the contender states, see below
 read ns         a hit or a load, from cold processor caches, one reading of the clock included
 
 `
