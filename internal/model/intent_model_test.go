@@ -7,9 +7,10 @@ import "fmt"
 // log. It may crash between any two steps; its commit may then still take
 // effect, or be rolled back, until the database has settled it.
 //
-// What must hold: at every moment, an entry is at least as new as the newest
-// version that had been committed before the replica sent the latest probe that
-// came back to it, whether or not the writer lived to acknowledge it.
+// What must hold: at every moment, an entry that the log vouches for is at least
+// as new as the newest version that had been committed before the replica sent
+// the latest probe that came back to it, whether or not the writer lived to
+// acknowledge it. The replica may join anew at any time, at the log's end.
 type intentModel struct {
 	world  intentWorld
 	guards intentGuards
@@ -19,6 +20,7 @@ type intentModel struct {
 type intentWorld struct {
 	writes   int // how many writes begin at most
 	versions int // how many versions are committed at most
+	joins    int // how often the replica joins anew at most
 }
 
 // intentGuards are the rules that keep the claim true.
@@ -37,6 +39,10 @@ type intentGuards struct {
 	// FillsHeedIntents: nothing is cached while an intent is open. This does
 	// what IntentsBreakFences does, a second time.
 	FillsHeedIntents bool
+
+	// JoinHolds: the log vouches for what was loaded after the replica joined
+	// only if all writes that were under way then have been settled before.
+	JoinHolds bool
 
 	// DeadlineAfterSettling: an intent without a result is forgotten only when
 	// the database has settled the transaction.
@@ -85,7 +91,11 @@ type intentState struct {
 	next         int8  // index of the next record it takes
 	open         uint8 // writers with an open intent, as bits
 	entry, floor version
+	vouched      bool // the log vouches for the entry
 	load         logLoad
+	loadVouched  bool  // and would for the load's
+	joins        int8  // so far
+	unheard      uint8 // writers whose intent it has not heard, as bits, and who are not settled
 
 	probe       bool
 	probeCovers version // newest version committed when the probe was sent
@@ -97,7 +107,7 @@ func (m intentModel) start() intentState {
 }
 
 func (m intentModel) violation(s intentState) string {
-	if s.claim != noVersion && s.entry != noVersion && s.entry < s.claim {
+	if s.claim != noVersion && s.vouched && s.entry != noVersion && s.entry < s.claim {
 		return fmt.Sprintf("a bounded read returns %v although %v was committed before the probe was sent", s.entry, s.claim)
 	}
 	return ""
@@ -116,6 +126,7 @@ func (m intentModel) steps(s intentState, out *steps[intentState]) {
 	m.probeSteps(s, out)
 	m.loadSteps(s, out)
 	m.forgetSteps(s, out)
+	m.joinSteps(s, out)
 }
 
 // append puts r into the log and reports whether there was room in the model.
@@ -188,14 +199,14 @@ func (m intentModel) takeRecord(s intentState, out *steps[intentState]) {
 	switch r.kind {
 	case intentRecord:
 		x.open |= 1 << r.writer
-		x.entry = noVersion
+		x.entry, x.vouched = noVersion, false
 		x.load.broken = s.load.broken || s.load.on && m.guards.IntentsBreakFences
 		out.add(x, "the replica applies the intent of writer %d", r.writer)
 	case resultRecord:
 		x.open &^= 1 << r.writer
 		if r.version > 0 {
 			if s.entry < r.version {
-				x.entry = noVersion
+				x.entry, x.vouched = noVersion, false
 			}
 			x.floor = max(s.floor, r.version)
 			if s.load.on {
@@ -238,16 +249,17 @@ func (m intentModel) loadSteps(s intentState, out *steps[intentState]) {
 	x := s
 	switch {
 	case s.load.on:
-		x.load = logLoad{}
+		x.load, x.loadVouched = logLoad{}, false
 		fits := s.load.read >= max(s.load.floor, s.floor, s.entry) && !s.load.broken
 		if fits && (s.open == 0 || !m.guards.FillsHeedIntents) {
-			x.entry = s.load.read
+			x.entry, x.vouched = s.load.read, s.loadVouched
 			out.add(x, "the load of %v fills", s.load.read)
 		} else {
 			out.add(x, "the load of %v is not cached", s.load.read)
 		}
 	case s.entry == noVersion:
 		x.load = logLoad{on: true, read: s.source, floor: s.floor}
+		x.loadVouched = s.unheard == 0 || !m.guards.JoinHolds
 		x.load.broken = s.open != 0 && m.guards.LoadsHeedIntents
 		out.add(x, "a load reads %v", s.source)
 	}
@@ -258,5 +270,30 @@ func (m intentModel) forgetSteps(s intentState, out *steps[intentState]) {
 		x := s
 		x.floor = noVersion
 		out.add(x, "the floor %v is forgotten", s.floor)
+	}
+}
+
+// joinSteps: the replica gives up its place in the log and begins at its end; and
+// the time is over in which what was under way then can take effect.
+func (m intentModel) joinSteps(s intentState, out *steps[intentState]) {
+	unsettled := uint8(0)
+	for i, w := range s.writers {
+		if w.phase == writerIntends || w.phase == writerInDoubt {
+			unsettled |= 1 << i
+		}
+	}
+	if int(s.joins) < m.world.joins {
+		x := s
+		x.joins++
+		x.next, x.open, x.unheard = s.length, 0, unsettled
+		x.entry, x.floor, x.claim, x.vouched = noVersion, noVersion, noVersion, false
+		x.load.broken = s.load.on
+		x.probe, x.probeCovers = false, 0 // one that is under way is never read
+		out.add(x, "the replica joins anew")
+	}
+	if settled := s.unheard &^ unsettled; settled != 0 {
+		x := s
+		x.unheard &^= settled
+		out.add(x, "what was under way when the replica joined has taken effect, or will not")
 	}
 }

@@ -40,6 +40,11 @@ func intentHolds() []holding[intentWorld, intentGuards] {
 			},
 			states: 332_537,
 		},
+		{
+			name:   "a replica that joins between an intent and its commit",
+			world:  intentWorld{writes: bounded(2, 1), versions: 2, joins: 1},
+			states: bounded(2_105_837, 39_393),
+		},
 	}
 }
 
@@ -68,6 +73,12 @@ func intentMutations() []mutation[intentWorld, intentGuards] {
 			name:   "an intent is forgotten while its transaction is in doubt (S32)",
 			world:  world,
 			remove: func(g *intentGuards) { g.DeadlineAfterSettling = false },
+			want:   boundBroken,
+		},
+		{
+			name:   "the log vouches for a load from before a commit that was announced before the replica joined (S9)",
+			world:  intentWorld{writes: 2, versions: 2, joins: 1},
+			remove: func(g *intentGuards) { g.JoinHolds = false },
 			want:   boundBroken,
 		},
 	}
