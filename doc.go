@@ -39,7 +39,8 @@
 // makes every entry suspect, to be confirmed by the source before it is served
 // again. How much that is worth depends on the transport; see [NATS]. With a
 // [Log] there is a bound in time: an [Entry] says by its Age how old it can be at
-// most, and [Within] asks for less.
+// most, and [Within] asks for less. That counts from when a write was told; with
+// [Options.Strict], from when it was committed.
 //
 // # Limits
 //
@@ -48,7 +49,7 @@
 // Invalidate are noticed by nobody but [Options.TTL]. On core NATS there is no
 // bound on how long a lost message goes unnoticed if its sender then dies.
 // A source that goes back to older versions, as after a restore from backup,
-// must be declared by InvalidateAll.
+// must be declared by [Cache.SetSourceEpoch].
 //
 // Values are shared, not copied: do not modify what a read returned, nor what
 // was given to Put, nor what a Loader has returned.

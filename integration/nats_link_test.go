@@ -173,6 +173,8 @@ type ledger struct {
 	rows  map[string]account
 	done  map[tidemark.OpID]tidemark.Version
 	loads int
+
+	afterWrite func() // runs once a write is committed, with no lock held
 }
 
 type account struct {
@@ -245,7 +247,14 @@ func (l *ledger) CompareAndDelete(_ context.Context, key string, base tidemark.V
 	return l.write(key, base, account{absent: true}, op)
 }
 
-func (l *ledger) write(key string, base tidemark.Version, a account, op tidemark.OpID) (tidemark.Version, error) {
+func (l *ledger) write(key string, base tidemark.Version, a account, op tidemark.OpID) (v tidemark.Version, err error) {
+	if l.afterWrite != nil {
+		defer func() {
+			if err == nil {
+				l.afterWrite()
+			}
+		}()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	have, ok := l.rows[key]
@@ -256,7 +265,7 @@ func (l *ledger) write(key string, base tidemark.Version, a account, op tidemark
 	if current != base {
 		return 0, &tidemark.ConflictError{Current: have.version, Absent: current == 0}
 	}
-	v := l.putLocked(key, a)
+	v = l.putLocked(key, a)
 	l.done[op] = v
 	return v, nil
 }
@@ -297,10 +306,14 @@ func (r *replica) of(kind tidemark.EventKind) (reasons []string) {
 
 // newReplica returns a replica that is not waited for. Unless the test closes
 // it, it is closed when the test ends, and that must succeed.
-func newReplica(t testing.TB, l *ledger, inv tidemark.Invalidator) *replica {
+func newReplica(t testing.TB, l *ledger, inv tidemark.Invalidator, change ...func(*tidemark.Options[string, int])) *replica {
 	t.Helper()
 	r := &replica{}
-	c, err := tidemark.New(tidemark.Options[string, int]{Store: l, Invalidator: inv, MaxCost: 1 << 18, OnEvent: r.told})
+	o := tidemark.Options[string, int]{Store: l, Invalidator: inv, MaxCost: 1 << 18, OnEvent: r.told}
+	for _, c := range change {
+		c(&o)
+	}
+	c, err := tidemark.New(o)
 	require.NoError(t, err)
 	r.Cache = c
 	t.Cleanup(func() {
@@ -402,10 +415,12 @@ func holds(t testing.TB, key string, all ...*replica) {
 // add writes through one replica.
 func add(t testing.TB, r *replica, key string) tidemark.Entry[int] {
 	t.Helper()
-	e, err := r.Update(t.Context(), key, func(cur tidemark.Entry[int]) (int, error) { return cur.Value + 1, nil })
+	e, err := r.Update(t.Context(), key, plusOne)
 	require.NoError(t, err)
 	return e
 }
+
+func plusOne(cur tidemark.Entry[int]) (int, error) { return cur.Value + 1, nil }
 
 // fresh fails if r serves a state of key below v.
 func fresh(t testing.TB, r *replica, key string, v tidemark.Version) {
