@@ -242,8 +242,9 @@ func ExampleCache_Delete() {
 	// 500 at version 3
 }
 
-// After a restore from a backup versions start again. InvalidateAll declares it.
-func ExampleCache_InvalidateAll() {
+// After a restore from a backup versions start again. One replica is told, and tells
+// the others.
+func ExampleCache_SetSourceEpoch() {
 	ctx := context.Background()
 	db := newAccounts()
 	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: db})
@@ -252,13 +253,130 @@ func ExampleCache_InvalidateAll() {
 	e, _ := cache.Update(ctx, "alice", func(cur tidemark.Entry[int]) (int, error) { return cur.Value + 100, nil })
 	fmt.Println(e.Value, "at version", e.Version)
 	db.restore()
-	fmt.Println(cache.InvalidateAll(ctx))
+	fmt.Println(cache.SetSourceEpoch(ctx, 1))
 	e, _ = cache.Load(ctx, "alice")
 	fmt.Println(e.Value, "at version", e.Version)
 	// Output:
 	// 1300 at version 2
 	// <nil>
 	// 1200 at version 1
+}
+
+// After a change of many rows it is cheaper to throw everything away than to name
+// each key.
+func ExampleCache_InvalidateAll() {
+	ctx := context.Background()
+	db := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: db})
+	defer cache.Close(ctx)
+
+	_, _ = cache.Load(ctx, "alice")
+	db.write("alice", 1, account{balance: 1300}, tidemark.OpID{1}) // and all the others
+	fmt.Println(cache.InvalidateAll(ctx))
+	e, _ := cache.Load(ctx, "alice")
+	fmt.Println(e.Value, "at version", e.Version)
+	// Output:
+	// <nil>
+	// 1300 at version 2
+}
+
+// A paper is the least that a Log can be: messages in one order, in this process.
+// tidemark.NATS makes one on JetStream.
+type paper struct {
+	mu       sync.Mutex // guards everything below
+	messages [][]byte
+	written  chan struct{} // closed and replaced when one is added
+}
+
+func (p *paper) Append(_ context.Context, msg []byte) (uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.messages = append(p.messages, append([]byte(nil), msg...))
+	close(p.written)
+	p.written = make(chan struct{})
+	return uint64(len(p.messages)), nil
+}
+
+func (p *paper) Open(_ context.Context, from uint64) (tidemark.LogReader, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if from == 0 {
+		from = uint64(len(p.messages)) + 1
+	}
+	return &paperReader{p, from}, nil
+}
+
+type paperReader struct {
+	paper *paper
+	next  uint64
+}
+
+func (r *paperReader) Next(ctx context.Context) (uint64, []byte, error) {
+	for {
+		r.paper.mu.Lock()
+		written := r.paper.written
+		if r.next <= uint64(len(r.paper.messages)) {
+			msg := r.paper.messages[r.next-1]
+			r.next++
+			r.paper.mu.Unlock()
+			return r.next - 1, msg, nil
+		}
+		r.paper.mu.Unlock()
+		select {
+		case <-written:
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		}
+	}
+}
+
+func (*paperReader) Close() error { return nil }
+
+// A strict write is told to the log before it is made: a replica that reads Within a
+// bound sees it, or asks the store, whether or not its writer lives to say more.
+func ExampleWithin() {
+	ctx := context.Background()
+	options := tidemark.Options[string, int]{
+		Store:       newAccounts(),
+		Strict:      true,
+		Invalidator: tidemark.Invalidator{Name: "balances", Log: &paper{written: make(chan struct{})}},
+	}
+	here, _ := tidemark.New(options)
+	defer here.Close(ctx)
+	there, _ := tidemark.New(options)
+	defer there.Close(ctx)
+	fmt.Println(here.Ready(ctx), there.Ready(ctx))
+
+	_, _ = there.Load(ctx, "alice")
+	_, err := here.Update(ctx, "alice", func(cur tidemark.Entry[int]) (int, error) { return cur.Value - 200, nil })
+	fmt.Println(err)
+	time.Sleep(time.Second)
+	e, err := there.Read(ctx, "alice", tidemark.Within(time.Second)) // from memory if the log shows that it may be
+	fmt.Println(e.Value, e.Age <= time.Second, err)
+	// Output:
+	// <nil> <nil>
+	// <nil>
+	// 1000 true <nil>
+}
+
+// When nobody trusts the cache any more, it steps aside until somebody does.
+func ExampleCache_SetBypass() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: newAccounts()})
+	defer cache.Close(ctx)
+
+	_, _ = cache.Load(ctx, "alice")
+	cache.SetBypass(true)
+	_, ok := cache.Get("alice")
+	e, err := cache.Load(ctx, "alice") // from the store
+	fmt.Println(ok, e.Value, err)
+	cache.SetBypass(false)
+	_, err = cache.Load(ctx, "alice") // confirmed once, and served again
+	_, ok = cache.Get("alice")
+	fmt.Println(ok, err)
+	// Output:
+	// false 1200 <nil>
+	// true <nil>
 }
 
 // LoadMany returns what exists; absent keys are missing from the map.
