@@ -121,6 +121,8 @@ func (contract) told() {
 	var _ uint32 = s.SourceEpoch
 	_ = []int64{s.Cost, s.MaxCost}
 	_ = []bool{s.CutOff, s.Bypassed}
+	_ = []bool{s.State == tidemark.Alone, s.State == tidemark.Joining, s.State == tidemark.Fresh, s.State == tidemark.Suspect, s.State == tidemark.Ended}
+	var _ func(tidemark.State) string = tidemark.State.String
 	_ = []time.Duration{s.Fresh}
 
 	var x tidemark.Explanation

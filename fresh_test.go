@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -671,5 +672,96 @@ func TestReady_SaysWhatKeepsIt(t *testing.T) {
 		err := c.Ready(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.ErrorContains(t, err, "stream has the wrong retention")
+	})
+}
+
+// A replica says what it can say of its entries.
+func TestStats_State(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log, b := newSource(), newMemLog(), newBus()
+		state := func(c *Cache[string, int]) string { return c.Stats().State.String() }
+		assert.Equal(t, "alone", state(onSource(t, s)))
+
+		hears, _ := joined(t, s, b)
+		assert.Equal(t, "fresh", state(hears))
+		b.lose("test")
+		assert.Equal(t, "joining", state(hears))
+
+		for _, o := range []Options[string, int]{{}, {Strict: true}} {
+			c := followers(t, 1, s, log, o)[0]
+			assert.Equal(t, "fresh", state(c))
+			log.setRefuse(errors.New("no quorum"))
+			log.fail(errors.New("no quorum"))
+			time.Sleep((missedBeats - 1) * testBeat)
+			assert.Equal(t, "fresh", state(c))
+			time.Sleep(2 * testBeat)
+			assert.Equal(t, "suspect", state(c))
+			log.setRefuse(nil)
+			time.Sleep(time.Second)
+			assert.Equal(t, "fresh", state(c))
+			log.fail(fmt.Errorf("purged: %w", ErrGap))
+			log.setShut(errors.New("not yet"))
+			synctest.Wait()
+			assert.Equal(t, "joining", state(c))
+			log.setShut(nil)
+			time.Sleep(time.Second)
+			assert.Equal(t, "fresh", state(c))
+			require.NoError(t, c.Close(t.Context()))
+			assert.Equal(t, "ended", state(c))
+		}
+		assert.Equal(t, "invalid", State(99).String())
+	})
+}
+
+// The log is down for everybody, and nothing in memory can be shown to be within the
+// bound: the database is asked for versions, many at a time, and for no value.
+func TestS68_TheLogIsDownForEverybody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keys, readers, bound, latency, during = 400, 100, 500 * time.Millisecond, 20 * time.Millisecond, 5 * time.Second
+		s, log := &versionSource{source: newSource()}, newMemLog()
+		var r []*Cache[string, int]
+		for range 3 {
+			c := newCache(t, Options[string, int]{MaxCost: 4 * keys, Store: s, Invalidator: log.invalidator()})
+			require.NoError(t, c.Ready(t.Context()))
+			r = append(r, c)
+		}
+		for k := range keys {
+			s.set(strconv.Itoa(k), k)
+			for _, c := range r {
+				hold(t, c, strconv.Itoa(k))
+			}
+		}
+		loads := s.loadCount()
+		log.setRefuse(errors.New("no quorum"))
+		log.fail(errors.New("no quorum"))
+		s.before = func(context.Context, []string) error { time.Sleep(latency); return nil }
+		var reads atomic.Int64
+		var wg sync.WaitGroup
+		until := time.Now().Add(during)
+		for i := range readers * len(r) {
+			wg.Go(func() {
+				for k := i; time.Now().Before(until); k++ {
+					e, err := r[i%len(r)].Read(t.Context(), strconv.Itoa(k%keys), Within(bound))
+					assert.NoError(t, err)
+					assert.LessOrEqual(t, e.Age, bound)
+					reads.Add(1)
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+		wg.Wait()
+		asked, most := len(s.questions()), 0
+		for _, q := range s.questions() {
+			most = max(most, len(q))
+		}
+		t.Logf("%d reads in %v, %d questions, at most %d keys in one", reads.Load(), during, asked, most)
+		assert.Equal(t, loads, s.loadCount(), "no value was read")
+		assert.LessOrEqual(t, asked, len(r)*maxAsking*int(during/latency+1), "so many can be answered, whoever reads")
+		assert.Greater(t, most, readers/maxAsking/2)
+		for _, c := range r {
+			assert.Equal(t, Suspect, c.Stats().State)
+			assert.Positive(t, c.Stats().Confirmed)
+		}
+		log.setRefuse(nil)
 	})
 }

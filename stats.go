@@ -48,9 +48,10 @@ type Stats struct {
 	Entries     int   // as Len
 	Cost        int64 // of all entries; never above MaxCost but while Resize shrinks
 	MaxCost     int64
-	InDoubt     int    // writes in doubt now
-	Intents     int    // strict writes of others that have begun and not ended
-	Backlog     int    // keys that wait to be broadcast
+	InDoubt     int // writes in doubt now
+	Intents     int // strict writes of others that have begun and not ended
+	Backlog     int // keys that wait to be broadcast
+	State       State
 	SourceEpoch uint32 // the latest that was declared
 	Bypassed    bool   // SetBypass is on: nothing is served from memory
 	CutOff      bool   // this replica does not hear the others: nothing is served from memory
@@ -75,13 +76,61 @@ func (c *Cache[K, V]) Stats() Stats {
 		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
-		SourceEpoch: c.sourceEpoch.Load(), Bypassed: c.era.Load()&eraBypass != 0,
+		State: c.state(), SourceEpoch: c.sourceEpoch.Load(), Bypassed: c.era.Load()&eraBypass != 0,
 		Fresh: c.freshness().Alone(c.moments()),
 	}
 	if c.replica != nil {
 		c.replica.addStats(&s)
 	}
 	return s
+}
+
+// A State is what a replica can say of its entries.
+type State uint8
+
+const (
+	// Alone: there is no Invalidator.
+	Alone State = iota
+
+	// Joining: the replica does not hear the others, not yet or no longer. Nothing
+	// is served from memory.
+	Joining
+
+	// Fresh: it hears them. With a Log, a probe has come back within three beats.
+	Fresh
+
+	// Suspect: there is a Log, and no probe has come back for three beats. Entries
+	// are served at Any, and their Age grows.
+	Suspect
+
+	// Ended: the cache is closed.
+	Ended
+)
+
+var replicaStates = [...]string{"alone", "joining", "fresh", "suspect", "ended"}
+
+func (s State) String() string {
+	if int(s) < len(replicaStates) {
+		return replicaStates[s]
+	}
+	return "invalid"
+}
+
+func (c *Cache[K, V]) state() State {
+	switch {
+	case c.closed.Load():
+		return Ended
+	case c.replica == nil:
+		return Alone
+	case c.era.Load()&eraCutOff != 0:
+		return Joining
+	case !c.logged:
+		return Fresh
+	}
+	if age := c.fresh.Mark().Elapsed(c.moments()); age < 0 || age > missedBeats*c.replica.beat {
+		return Suspect
+	}
+	return Fresh
 }
 
 type stats struct {

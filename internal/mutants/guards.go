@@ -2098,4 +2098,20 @@ var guards = []guard{
 		test:   "TestProbes_OneThatWasNeverSent",
 		pkg:    "./internal/replica",
 	},
+	{
+		name:   "question 2",
+		file:   "revalidate.go",
+		old:    "asking: make(chan struct{}, maxAsking)",
+		new:    "asking: make(chan struct{}, 1<<20)",
+		breaks: "with the log down, the source is asked for one version after the other, by all readers at once (S68)",
+		test:   "TestS68_TheLogIsDownForEverybody",
+	},
+	{
+		name:   "state 1",
+		file:   "stats.go",
+		old:    "age < 0 || age > missedBeats*c.replica.beat",
+		new:    "age < 0",
+		breaks: "a replica whose probes do not come back says that it is fresh",
+		test:   "TestStats_State",
+	},
 }

@@ -50,8 +50,12 @@ func (m Mark) Alone(now Moment) time.Duration {
 	if m.Mono < m.since {
 		return -1
 	}
-	return m.elapsed(m.Mono, now)
+	return m.Elapsed(now)
 }
+
+// Elapsed returns how old the mark is, whatever it vouches for; negative if there
+// is none.
+func (m Mark) Elapsed(now Moment) time.Duration { return m.elapsed(m.Mono, now) }
 
 func (m Mark) elapsed(from int64, now Moment) time.Duration {
 	if from == Never {

@@ -138,6 +138,7 @@ func TestMark_Alone(t *testing.T) {
 		"it vouches from now":   {Mark{900, 50, 900}, 100},
 	} {
 		assert.Equal(t, tt.want, tt.mark.Alone(now), name)
+		assert.Equal(t, tt.mark.Mono == Never, tt.mark.Elapsed(now) < 0, name)
 	}
 }
 
