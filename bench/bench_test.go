@@ -6,7 +6,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"text/tabwriter"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -59,6 +61,48 @@ func TestTimes_EverySectionRuns(t *testing.T) {
 	require.NoError(t, raceInserts(table, 1000, 1, only("insert")))
 	assert.True(t, seen["mix 75/25 g=2, zipf, 64 uint64 keys"])
 	assert.True(t, seen["insert with eviction, 1000 entries"])
+}
+
+func TestLog_EverySectionRuns(t *testing.T) {
+	r, err := newRig()
+	require.NoError(t, err)
+	t.Cleanup(r.close)
+	var table, samples strings.Builder
+	p := &report{tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0), &samples}
+	require.NoError(t, raceProbes(r, p, 1))
+	require.NoError(t, raceVisible(r, p, 1))
+	require.NoError(t, r.raceRates(p, 1, 300))
+	require.NoError(t, r.raceReads(p, 1, chunk, 1))
+	t.Log(table.String())
+	for _, name := range []string{
+		"op=probe", "op=Invalidate/hint=true", "op=CompareAndSet/hint=false", "op=Consume", "op=apply/resident=true",
+		"op=ReadWithin/log=true/goroutines=2",
+	} {
+		assert.Contains(t, table.String(), "\n"+name+" ")
+		assert.Regexp(t, "(?m)^BenchmarkLog/"+name+" 1 [0-9.e+]+ ", samples.String())
+	}
+}
+
+func TestSpread(t *testing.T) {
+	assert.Equal(t, "3.00 (2.00-4.00)", spread([]float64{5, 1, 4, 2, 3}))
+	assert.InDelta(t, 2, quantile([]float64{2}, 0.99), 0)
+	assert.Equal(t, []float64{2, 0.5}, ratios([]float64{2, 1}, []float64{1, 2}))
+}
+
+// A side that does not tell is noticed, instead of measured.
+func TestWatch_WaitsForWhatIsExpected(t *testing.T) {
+	var w watch
+	e := w.expect("k")
+	w.check(func(string) bool { return false })
+	l, err := e.time(func() error {
+		w.check(func(key string) bool { return key == "k" })
+		w.check(func(string) bool { return true }) // nobody waits any more
+		return nil
+	})
+	require.NoError(t, err)
+	assert.LessOrEqual(t, l.arrival, l.call)
+	_, err = w.expect("k").time(func() error { return assert.AnError })
+	require.ErrorIs(t, err, assert.AnError)
 }
 
 func TestMemory_CountsWhatIsKept(t *testing.T) {

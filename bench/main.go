@@ -2,6 +2,7 @@
 //
 //	go run -C bench .                       times and ratios
 //	go run -C bench . -only put,mix         some of the sections
+//	go run -C bench . -log                  what a log on JetStream costs, against the same stream without tidemark
 //	go run -C bench . -memory               bytes per entry, and what a collection costs
 //	go run -C bench . -hitratio             hit ratios on generated workloads
 //	go run -C bench . -hitratio -trace FILE hit ratios on a trace: gzip of little-endian uint32 keys
@@ -14,6 +15,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -24,6 +26,8 @@ import (
 func main() {
 	memory := flag.Bool("memory", false, "measure bytes per entry and runtime.GC")
 	hitratio := flag.Bool("hitratio", false, "measure hit ratios")
+	log := flag.Bool("log", false, "measure the log")
+	samples := flag.String("samples", "", "with -log: also write each round's values to this `file`, for benchstat")
 	trace := flag.String("trace", "", "with -hitratio: replay this `file` only")
 	goroutines := flag.Int("goroutines", 1, "with -hitratio: share the accesses among so many goroutines")
 	only := flag.String("only", "", "run only `what` contains one of these in its name, separated by commas")
@@ -35,6 +39,8 @@ func main() {
 	case err != nil:
 	case *hitratio:
 		err = printHitRatios(*trace, slices.Max(sizes), *goroutines, strings.Split(*only, ","))
+	case *log:
+		err = measureLog(*samples, *rounds, strings.Split(*only, ","))
 	case *memory:
 		printMemory(sizes)
 	default:
@@ -44,6 +50,19 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// measureLog is printLog, with the values of each round in a file unless its name
+// is empty.
+func measureLog(samples string, rounds int, only []string) error {
+	if samples == "" {
+		return printLog(rounds, only, nil)
+	}
+	f, err := os.Create(samples)
+	if err != nil {
+		return err
+	}
+	return errors.Join(printLog(rounds, only, f), f.Close())
 }
 
 func parseInts(list string) ([]int, error) {
