@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark/internal/wire"
 )
 
 // Names are key=value for benchstat. key: the type of the keys (strings are 20
@@ -294,6 +296,54 @@ func BenchmarkInvalidate(b *testing.B) {
 				_ = c.Invalidate(context.Background(), keys[i%benchKeys], version+1)
 				i++
 			}
+		})
+	}
+}
+
+// A message of 64 keys from another replica is applied, of a set as large as the
+// cache. present: the keys have entries, which go. The time is for a message.
+func BenchmarkReceive(b *testing.B) {
+	forKeys(b, benchReceive[string], benchReceive[int])
+}
+
+func benchReceive[K comparable](b *testing.B, keys func(from, n int) []K) {
+	const batch = 64
+	for _, present := range []bool{true, false} {
+		b.Run(fmt.Sprintf("present=%t", present), func(b *testing.B) {
+			log := newMemLog()
+			all := keys(0, benchKeys)
+			o := Options[K, payload]{MaxCost: benchKeys * 9 / 8, Invalidator: log.invalidator()}
+			c, err := New(o)
+			require.NoError(b, err)
+			b.Cleanup(func() { require.NoError(b, c.Close(context.Background())) })
+			r := c.replica
+			m := &wire.Message{Kind: wire.KindInvalidate, CacheID: r.out.id, Origin: 1}
+			e := &ear{name: "log", log: true, origins: map[uint64]*voice{}}
+			version := uint64(1)
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				b.StopTimer()
+				if i+batch > len(all) {
+					i = 0
+				}
+				version++
+				m.Seq++
+				m.Entries = m.Entries[:0]
+				for _, k := range all[i : i+batch] {
+					if present {
+						c.Put(k, payload{}, Version(version-1))
+					}
+					m.Entries = append(m.Entries, wire.Entry{Key: c.keys.encode(nil, k), Version: version})
+				}
+				msg, err := wire.Append(nil, m)
+				require.NoError(b, err)
+				b.StartTimer()
+				r.receive(e, msg)
+				i += batch
+			}
+			require.Equal(b, uint64(b.N*batch), r.applies.Load())
+			require.Zero(b, c.Len())
 		})
 	}
 }
