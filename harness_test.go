@@ -1,6 +1,7 @@
 package tidemark
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -272,7 +273,9 @@ func (b *bus) Publish(_ context.Context, msg []byte) error {
 		for _, m := range msgs {
 			s.mu.Lock()
 			if !s.stopped {
-				s.receive(m)
+				own := bytes.Clone(m)
+				s.receive(own)
+				clear(own) // whoever keeps it, or a key in it, notices
 			}
 			s.mu.Unlock()
 		}

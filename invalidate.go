@@ -50,6 +50,7 @@ type Log interface {
 type LogReader interface {
 	// Next waits for the next message. Its sequence number is one above the
 	// last, or the error wraps [ErrGap]. After an error the reader is useless.
+	// msg is valid until the next call.
 	Next(ctx context.Context) (seq uint64, msg []byte, err error)
 
 	// Close ends the reader. A running Next, of another goroutine, returns.
@@ -471,32 +472,46 @@ func (r *member[K, V]) hurry(e *ear, msg []byte) {
 // have written since it began.
 func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 	earlier := message.Epoch < r.c.sourceEpoch.Load()
+	at, applied := moment{now: r.c.now()}, uint64(0) // looking at the clock takes as long as the rest for a key
 	for i := range message.Entries {
 		w := &message.Entries[i]
-		key, err := r.c.parseKey(w.Key)
+		parse := r.c.viewKey
+		if w.Stage == wire.Begun {
+			parse = r.c.parseKey // it is kept
+		}
+		key, err := parse(w.Key)
 		if err != nil {
 			r.bad.Add(1)
 			r.c.emit(Event{Kind: EventBadMessage, Reason: e.name, Err: err})
 			r.missed(e, slog.LevelWarn, err.Error())
 			continue
 		}
-		hash, m := r.c.keys.hash(key), mark{Version(w.Version), w.Deleted}
-		if earlier {
-			m = mark{}
-		}
-		switch {
-		case w.Stage == wire.Begun:
+		hash := r.c.keys.hash(key)
+		switch w.Stage {
+		case wire.Begun:
 			if first && e.log {
 				r.begin(key, hash, w)
 			}
-		case w.Stage == wire.Void:
+			continue
+		case wire.Void:
 			r.end(e, key, hash, w.Op)
-		default:
-			r.c.apply(key, hash, m, byMessage)
-			r.applies.Add(1)
-			r.end(e, key, hash, w.Op)
+			continue
 		}
+		m := mark{Version(w.Version), w.Deleted}
+		if earlier {
+			m = mark{}
+		}
+		s := r.c.shard(hash)
+		s.mu.Lock()
+		if at.era = r.c.era.Load(); s.delayed.lag > 0 {
+			at.now = r.c.now() // what it remembers it remembers from now on
+		}
+		s.invalidateLocked(key, hash, m, byMessage, at)
+		s.mu.Unlock()
+		applied++
+		r.end(e, key, hash, w.Op)
 	}
+	r.applies.Add(applied)
 }
 
 // begin keeps the key of another replica's strict write out of memory until that
@@ -827,6 +842,14 @@ func (c *Cache[K, V]) parseKey(b []byte) (key K, err error) {
 	}()
 	key, err = c.keys.decode(b)
 	return key, c.readable(err)
+}
+
+// viewKey is parseKey for a key that nobody keeps: it may share b's bytes.
+func (c *Cache[K, V]) viewKey(b []byte) (key K, err error) {
+	if c.keys.codec != nil {
+		return c.parseKey(b)
+	}
+	return c.keys.view(b)
 }
 
 // Invalidate says that something other than this cache has changed the key in

@@ -1,6 +1,7 @@
 package tidemark
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -1330,9 +1331,11 @@ type memReader struct {
 	log    *memLog
 	next   uint64 // guarded by log.mu
 	broken chan error
+	read   []byte // the message that was returned last
 }
 
 func (r *memReader) Next(ctx context.Context) (uint64, []byte, error) {
+	clear(r.read) // whoever keeps it, or a key in it, notices
 	for {
 		r.log.mu.Lock()
 		more := r.log.more
@@ -1357,7 +1360,8 @@ func (r *memReader) Next(ctx context.Context) (uint64, []byte, error) {
 		default:
 		}
 		if msg != nil {
-			return seq, msg, nil
+			r.read = bytes.Clone(msg)
+			return seq, r.read, nil
 		}
 		select {
 		case <-more:

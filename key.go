@@ -162,6 +162,20 @@ func (k *keys[K]) decode(b []byte) (key K, err error) {
 	return key, nil
 }
 
+// view is decode without a codec, of a key that is not kept: a string shares b's
+// bytes, and is another when they change.
+func (k *keys[K]) view(b []byte) (key K, err error) {
+	switch {
+	case k.kind == keyString:
+		*(*string)(unsafe.Pointer(&key)) = unsafe.String(unsafe.SliceData(b), len(b))
+		return key, nil
+	case k.kind == keyInt64 && len(b) == 8:
+		*(*uint64)(unsafe.Pointer(&key)) = binary.LittleEndian.Uint64(b)
+		return key, nil
+	}
+	return k.decode(b)
+}
+
 // checkKeyType refuses key types that could panic when they are hashed or
 // compared, which are interfaces, or whose values are not equal to themselves,
 // which are floating-point numbers; and what contains them.
