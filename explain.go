@@ -52,9 +52,9 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 		x.Loading, x.Fences, x.InDoubt = p.flight != nil, len(p.fences), p.doubts
 	}
 	slot := s.tide.slot(hash)
-	x.TideMark, x.Deleted, x.SetBy = slot.mark.version, slot.mark.absent, slot.by.String()
-	x.Shared, x.Blind = slot.hash != hash && slot.mark != mark{}, slot.blind
-	if slot.mark != (mark{}) {
+	x.TideMark, x.Deleted, x.SetBy = slot.version, slot.absent, slot.by.String()
+	x.Shared, x.Blind = slot.hash != hash && slot.mark() != mark{}, slot.blind
+	if slot.mark() != (mark{}) {
 		x.SetAgo = time.Duration(at.now - slot.at)
 	}
 	n := s.table.Find(hash, key)

@@ -55,16 +55,21 @@ type tide struct {
 	trusting bool
 }
 
+// Two fill a line of the processor's cache: a replica that applies messages is as
+// fast as it finds slots.
 type tideSlot struct {
-	mark mark
-	by   cause  // what set mark
-	at   int64  // when, in nanoseconds since the cache began
-	hash uint64 // of the key that set mark
+	version Version // of the mark, with absent
+	at      int64   // when it was set, in nanoseconds since the cache began
+	hash    uint64  // of the key that set it
+	absent  bool
+	by      cause // what set it
 
 	// blind is set for good when a key of this slot reached a state that nobody
 	// gave a version: from then on nothing shows that a Put is newer than that.
 	blind bool
 }
+
+func (s *tideSlot) mark() mark { return mark{s.version, s.absent} }
 
 func newTide(slots int, trusting bool) tide {
 	return tide{slots: make([]tideSlot, slots), trusting: trusting}
@@ -74,8 +79,8 @@ func (t *tide) slot(hash uint64) *tideSlot { return &t.slots[hash>>8&uint64(len(
 
 // fold remembers that the key with this hash has reached m.
 func (t *tide) fold(hash uint64, m mark, by cause, at int64) {
-	if s := t.slot(hash); s.mark.before(m) {
-		s.mark, s.by, s.at, s.hash = m, by, at, hash
+	if s := t.slot(hash); s.mark().before(m) {
+		s.version, s.absent, s.by, s.at, s.hash = m.version, m.absent, by, at, hash
 	}
 }
 
@@ -90,9 +95,9 @@ func (t *tide) blindly(hash uint64) { t.slot(hash).blind = true }
 func (t *tide) judge(hash uint64, m mark, generation uint32) Outcome {
 	s := t.slot(hash)
 	switch {
-	case m.before(s.mark) && s.hash == hash:
+	case m.before(s.mark()) && s.hash == hash:
 		return Stale
-	case m.before(s.mark): // perhaps another key's
+	case m.before(s.mark()): // perhaps another key's
 		return Unproven
 	case !t.trusting && (s.blind || generation > 0):
 		return Unproven

@@ -1392,7 +1392,7 @@ var guards = []guard{
 	{
 		name:   "tide.judge 1",
 		file:   "version.go",
-		old:    "\tcase m.before(s.mark): // perhaps another key's\n\t\treturn Unproven\n",
+		old:    "\tcase m.before(s.mark()): // perhaps another key's\n\t\treturn Unproven\n",
 		new:    "",
 		breaks: "a Put below what its key has reached is installed once another key of the slot has gone higher (S3)",
 		test:   "TestS03_AnotherKeyOfTheSlotProvesNothing",
