@@ -234,6 +234,10 @@ func (h *natsHint) Publish(ctx context.Context, msg []byte) error {
 	return nil
 }
 
+// quickly publishes msg without asking what became of it. Beside a log it goes out
+// with what is appended next on the same connection.
+func (h *natsHint) quickly(msg []byte) { _ = h.nc.Publish(h.subject, msg) }
+
 var errReconnected = errors.New("tidemark: the link broke while the server was asked")
 
 // Subscribe listens on the subject and to what the connection and the

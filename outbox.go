@@ -536,13 +536,19 @@ func (o *outbox) publish(ctx context.Context, b []byte) (err error) {
 	if o.inv.Log == nil {
 		return readable(o.inv.Hint.Publish(ctx, b), o.caught)
 	}
-	if o.inv.Hint != nil && o.life.Err() == nil && o.hurrying.CompareAndSwap(false, true) {
+	if hint, quick := o.inv.Hint.(quickHint); quick {
+		hint.quickly(b)
+	} else if o.inv.Hint != nil && o.life.Err() == nil && o.hurrying.CompareAndSwap(false, true) {
 		own := bytes.Clone(b)
 		o.hurries.Go(func() { o.hurry(own) })
 	}
 	_, err = o.inv.Log.Append(ctx, b)
 	return readable(err, o.caught)
 }
+
+// A quickHint is a Hint that need not be waited for beside a Log, nor by a
+// goroutine of its own.
+type quickHint interface{ quickly(msg []byte) }
 
 // hurry hands a message to the Hint beside a Log, which has the last word: what
 // becomes of it is nobody's concern.

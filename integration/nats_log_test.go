@@ -1201,6 +1201,43 @@ func TestJetStream_Caches(t *testing.T) {
 	}
 }
 
+// TestJetStream_HintBesideTheLog: what is appended is on core NATS too, once,
+// unless NoHint.
+func TestJetStream_HintBesideTheLog(t *testing.T) {
+	for _, noHint := range []bool{false, true} {
+		s := natsServer(t, streaming(t))
+		ear := dial(t, s.ClientURL())
+		heard := make(chan uint64, 100)
+		_, err := ear.Subscribe(tidemark.NATSSubject(natsCache), func(m *nats.Msg) {
+			var w wire.Message
+			if assert.NoError(t, wire.Decode(m.Data, &w)) && w.Kind == wire.KindInvalidate {
+				heard <- w.Entries[0].Version
+			}
+		})
+		require.NoError(t, err)
+		require.NoError(t, ear.Flush())
+		o := with(small())
+		o.Stream.NoHint = noHint
+		nc := dial(t, s.ClientURL())
+		p, err := tidemark.NewPublisher(tidemark.PublisherOptions[string]{Invalidator: tidemark.NATS(nc, o)})
+		require.NoError(t, err)
+		for version := tidemark.Version(1); version <= 5; version++ {
+			require.NoError(t, p.Invalidate(soon(t), "k", version))
+			if !noHint {
+				select {
+				case got := <-heard:
+					require.EqualValues(t, version, got)
+				case <-soon(t).Done():
+					require.Fail(t, "no hint")
+				}
+			}
+		}
+		require.NoError(t, p.Close(soon(t)))
+		require.NoError(t, ear.Flush())
+		require.Empty(t, heard)
+	}
+}
+
 // cluster starts three servers that keep streams together.
 func cluster(t testing.TB) (all []*server.Server) {
 	t.Helper()
