@@ -82,40 +82,49 @@ func (r *rig) newBacklog(messages int) (*backlog, error) {
 type stopwatch struct {
 	*backlog
 	began time.Time
-	took  chan time.Duration
+	used  time.Duration // CPU time, until it began
+	took  chan pace
+}
+
+// A pace is how fast a backlog was read, and what the whole process, the server
+// included, did for it.
+type pace struct {
+	rate float64 // messages per second
+	cpu  float64 // microseconds per message
 }
 
 func (b *backlog) stopwatch() *stopwatch {
-	return &stopwatch{backlog: b, took: make(chan time.Duration, 1)}
+	return &stopwatch{backlog: b, took: make(chan pace, 1)}
 }
 
 func (s *stopwatch) read(seq uint64) {
 	if seq == s.first {
-		s.began = time.Now()
+		s.began, s.used = time.Now(), cpuTime()
 	}
 }
 
 func (s *stopwatch) done(seq uint64) {
 	if seq == s.last {
-		s.took <- time.Since(s.began)
+		took, used, n := time.Since(s.began), cpuTime()-s.used, float64(s.last-s.first)
+		s.took <- pace{n / took.Seconds(), float64(used.Nanoseconds()) / 1e3 / n}
 	}
 }
 
-// wait returns how many messages a second there were.
-func (s *stopwatch) wait() (float64, error) {
+// wait waits for the last message.
+func (s *stopwatch) wait() (pace, error) {
 	select {
-	case took := <-s.took:
-		return float64(s.last-s.first) / took.Seconds(), nil
+	case p := <-s.took:
+		return p, nil
 	case <-time.After(30 * time.Second):
-		return 0, errors.New("it does not come to the end")
+		return pace{}, errors.New("it does not come to the end")
 	}
 }
 
 // consume counts what a bare consumer gets by callback.
-func (b *backlog) consume(nc *nats.Conn) (float64, error) {
+func (b *backlog) consume(nc *nats.Conn) (pace, error) {
 	c, err := b.consumer(nc, b.first)
 	if err != nil {
-		return 0, err
+		return pace{}, err
 	}
 	s, seq := b.stopwatch(), b.first
 	running, err := c.Consume(func(jetstream.Msg) {
@@ -124,23 +133,23 @@ func (b *backlog) consume(nc *nats.Conn) (float64, error) {
 		seq++
 	})
 	if err != nil {
-		return 0, err
+		return pace{}, err
 	}
 	defer running.Stop()
 	return s.wait()
 }
 
 // fetch counts what a bare consumer gets by asking for batches.
-func (b *backlog) fetch(nc *nats.Conn) (float64, error) {
+func (b *backlog) fetch(nc *nats.Conn) (pace, error) {
 	c, err := b.consumer(nc, b.first)
 	if err != nil {
-		return 0, err
+		return pace{}, err
 	}
 	s, seq := b.stopwatch(), b.first
 	for seq <= b.last {
 		batch, err := c.Fetch(int(min(256, b.last-seq+1)), jetstream.FetchMaxWait(patience))
 		if err != nil {
-			return 0, err
+			return pace{}, err
 		}
 		for range batch.Messages() {
 			s.read(seq)
@@ -148,7 +157,7 @@ func (b *backlog) fetch(nc *nats.Conn) (float64, error) {
 			seq++
 		}
 		if err := batch.Error(); err != nil {
-			return 0, err
+			return pace{}, err
 		}
 	}
 	return s.wait()
@@ -156,7 +165,7 @@ func (b *backlog) fetch(nc *nats.Conn) (float64, error) {
 
 // apply lets a new replica read the backlog. With resident it holds an entry for
 // each key, which goes.
-func (b *backlog) apply(nc *nats.Conn, resident bool) (float64, error) {
+func (b *backlog) apply(nc *nats.Conn, resident bool) (pace, error) {
 	s := b.stopwatch()
 	inv := tidemark.NATS(nc, options(rateName, 0, false))
 	gate := make(chan struct{})
@@ -164,7 +173,7 @@ func (b *backlog) apply(nc *nats.Conn, resident bool) (float64, error) {
 	keys := int(b.last-b.first+1) * keysPerMessage
 	c, err := tidemark.New(tidemark.Options[string, value]{MaxCost: int64(keys * 9 / 8), Invalidator: inv})
 	if err != nil {
-		return 0, err
+		return pace{}, err
 	}
 	defer c.Close(context.Background())
 	if resident {
@@ -172,22 +181,22 @@ func (b *backlog) apply(nc *nats.Conn, resident bool) (float64, error) {
 			c.Put(k, value{}, 1)
 		}
 		if have := c.Len(); have != keys {
-			return 0, fmt.Errorf("%d of %d keys have an entry", have, keys)
+			return pace{}, fmt.Errorf("%d of %d keys have an entry", have, keys)
 		}
 	}
 	runtime.GC()
 	close(gate)
-	rate, err := s.wait()
+	got, err := s.wait()
 	if err != nil {
-		return 0, err
+		return pace{}, err
 	}
 	switch st := c.Stats(); {
 	case st.Applies != uint64(keys), st.Bad+st.Foreign != 0:
-		return 0, fmt.Errorf("%d of %d keys applied, %d messages bad, %d foreign", st.Applies, keys, st.Bad, st.Foreign)
+		return pace{}, fmt.Errorf("%d of %d keys applied, %d messages bad, %d foreign", st.Applies, keys, st.Bad, st.Foreign)
 	case resident && c.Len() != 0:
-		return 0, fmt.Errorf("%d entries are left", c.Len())
+		return pace{}, fmt.Errorf("%d entries are left", c.Len())
 	}
-	return rate, nil
+	return got, nil
 }
 
 // raceRates measures how fast what is in a stream is read, by a consumer that
@@ -205,14 +214,14 @@ func (r *rig) raceRates(p *report, rounds, messages int) error {
 	contenders := []struct {
 		name string
 		goal string
-		run  func(nc *nats.Conn) (float64, error)
+		run  func(nc *nats.Conn) (pace, error)
 	}{
 		{"op=Consume", "", b.consume},
 		{"op=Fetch", "", b.fetch},
-		{"op=apply/resident=false", "0.5", func(nc *nats.Conn) (float64, error) { return b.apply(nc, false) }},
-		{"op=apply/resident=true", "0.5", func(nc *nats.Conn) (float64, error) { return b.apply(nc, true) }},
+		{"op=apply/resident=false", "0.5", func(nc *nats.Conn) (pace, error) { return b.apply(nc, false) }},
+		{"op=apply/resident=true", "0.5", func(nc *nats.Conn) (pace, error) { return b.apply(nc, true) }},
 	}
-	rates := make([][]float64, len(contenders))
+	rates, cpus := make([][]float64, len(contenders)), make([][]float64, len(contenders))
 	for round := -1; round < rounds; round++ { // one round to warm up
 		for j := range contenders {
 			i := (round + 1 + j) % len(contenders)
@@ -221,21 +230,21 @@ func (r *rig) raceRates(p *report, rounds, messages int) error {
 				return err
 			}
 			runtime.GC()
-			rate, err := contenders[i].run(nc)
+			got, err := contenders[i].run(nc)
 			nc.Close()
 			if err != nil {
 				return fmt.Errorf("%s: %w", contenders[i].name, err)
 			}
 			if round >= 0 {
-				rates[i] = append(rates[i], rate)
+				rates[i], cpus[i] = append(rates[i], got.rate), append(cpus[i], got.cpu)
 			}
 		}
 	}
 	p.columns(fmt.Sprintf("%d messages of %d keys that wait in the stream", messages, keysPerMessage),
-		"messages/s", "keys/s", "ratio to Consume", "goal")
+		"messages/s", "keys/s", "ratio to Consume", "goal", "CPU us/message")
 	for i, c := range contenders {
 		p.row(c.name, fmt.Sprintf("%.0f", median(rates[i])), fmt.Sprintf("%.2fM", median(rates[i])*keysPerMessage/1e6),
-			spread(ratios(rates[i], rates[0])), c.goal)
+			spread(ratios(rates[i], rates[0])), c.goal, fmt.Sprintf("%.1f", median(cpus[i])))
 		p.keep(c.name, "messages/s", rates[i])
 	}
 	p.end()
