@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark/internal/wire"
 )
 
 // A hit allocates nothing, whatever the key, with and without a time to live.
@@ -62,6 +64,28 @@ func TestAlloc_AHitWithinABoundAllocatesNothing(t *testing.T) {
 		assert.True(t, hit, "%s missed", name)
 		assert.Less(t, allocs, 0.5, "%s: the beats in the background allocate a little", name)
 	}
+}
+
+// Nor does a replica allocate for what another one says of keys.
+func TestAlloc_AMessageAllocatesNothing(t *testing.T) {
+	t.Run("string", func(t *testing.T) { messageAllocatesNothing(t, "account-0000000000001") })
+	t.Run("int", func(t *testing.T) { messageAllocatesNothing(t, 1<<40) })
+}
+
+func messageAllocatesNothing[K comparable](t *testing.T, key K) {
+	c, err := New(Options[K, int]{Invalidator: newMemLog().invalidator()})
+	require.NoError(t, err)
+	defer c.Close(t.Context())
+	r, e := c.replica, &ear{name: "log", log: true, origins: map[uint64]*voice{}}
+	m := &wire.Message{Kind: wire.KindInvalidate, CacheID: r.out.id, Origin: 1, Seq: 1}
+	for version := range uint64(64) {
+		m.Entries = append(m.Entries, wire.Entry{Key: c.keys.encode(nil, key), Version: version + 1})
+	}
+	msg, err := wire.Append(nil, m)
+	require.NoError(t, err)
+	allocs := testing.AllocsPerRun(200, func() { r.receive(e, msg) })
+	assert.Less(t, allocs, 2.0, "of 64 keys; the beats in the background allocate a little")
+	assert.EqualValues(t, 201*64, r.applies.Load())
 }
 
 // Putting a present key allocates the new entry and nothing else.

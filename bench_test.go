@@ -150,6 +150,43 @@ func BenchmarkWithin(b *testing.B) {
 	}
 }
 
+// A log costs a Get nearly nothing, and a Read that it vouches for two looks at
+// the clock. The bounds have room for a busy machine and the race detector; what
+// it is exactly go run -C bench . -log measures.
+func TestWithin_CostsLittleMoreThanGet(t *testing.T) {
+	keys, lookup := benchStrings(0, 1000), benchStrings(0, 1000)
+	cached := func(inv Invalidator) *Cache[string, int] {
+		c := newCache(t, Options[string, int]{Invalidator: inv, Loader: LoaderFunc[string, int](
+			func(context.Context, string) (int, Version, error) { return 1, 1, nil })})
+		require.NoError(t, c.Ready(t.Context()))
+		for _, k := range keys {
+			load(t, c, k)
+		}
+		return c
+	}
+	without, with := cached(Invalidator{}), cached(newMemLog().invalidator())
+	best := [3]time.Duration{time.Hour, time.Hour, time.Hour} // what other programs take is not in it
+	for range 50 {
+		for i, get := range []func(k string) bool{
+			func(k string) bool { _, ok := without.Get(k); return ok },
+			func(k string) bool { _, ok := with.Get(k); return ok },
+			func(k string) bool { _, err := with.Read(t.Context(), k, Within(time.Minute)); return err == nil },
+		} {
+			began, hits := time.Now(), 0
+			for _, k := range lookup {
+				if get(k) {
+					hits++
+				}
+			}
+			best[i] = min(best[i], time.Since(began))
+			require.Equal(t, len(lookup), hits)
+		}
+	}
+	t.Logf("1000 Gets %v without a log, %v with; Reads Within %v", best[0], best[1], best[2])
+	assert.Less(t, best[1], best[0]*3/2)
+	assert.Less(t, best[2], best[0]*4)
+}
+
 func benchMisses[K comparable](b *testing.B, keys func(from, n int) []K) {
 	c := fullBench(b, Options[K, payload]{}, keys(0, benchKeys))
 	lookup := keys(benchKeys, benchKeys)
