@@ -265,7 +265,7 @@ func (r *rig) raceReads(p *report, rounds, accesses, instances int) error {
 	for _, goroutines := range []int{1, 2} {
 		times := make([][]float64, len(names))
 		allocs := make([]float64, len(names))
-		for i := range instances { // where a cache's memory lies makes a difference, and so does which was made first
+		for i := range instances { // each is made first in turn, and lies elsewhere in memory
 			if err := r.raceReadsOnce(trace, keys, goroutines, rounds, i%2 == 0, times, allocs); err != nil {
 				return err
 			}
@@ -343,8 +343,10 @@ func (r *rig) raceReadsOnce(trace []string, keys, goroutines, rounds int, logFir
 	for i, v := range race(works, rounds, cpuTime) {
 		times[i] = append(times[i], v...)
 	}
-	if st := caches[1].Stats(); st.Loads != uint64(keys) {
-		return fmt.Errorf("%d loads: not all reads were hits", st.Loads)
+	for _, c := range caches {
+		if st := c.Stats(); st.Loads != uint64(keys) || st.Misses != uint64(keys) {
+			return fmt.Errorf("%d loads and %d misses: not all reads were hits", st.Loads, st.Misses)
+		}
 	}
 	return nil
 }
