@@ -593,8 +593,13 @@ func TestS51_LogConsumerDeleted(t *testing.T) {
 			log, js := smallLog(nc), admin(t, nc)
 			write(t, log, 1, 1, 3)
 			r := open(t, log, 0)
+			var wg sync.WaitGroup
+			defer wg.Wait()
 			if waiting {
-				time.AfterFunc(50*time.Millisecond, func() { deleteConsumers(t, js) })
+				wg.Go(func() {
+					time.Sleep(50 * time.Millisecond)
+					deleteConsumers(t, js)
+				})
 			} else {
 				deleteConsumers(t, js)
 			}
