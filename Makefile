@@ -19,7 +19,8 @@ COUNTS   ?=
 NOSKIP = go run ./internal/lint/noskip $(if $(COUNTS),-counts '$(COUNTS)')
 
 # TIMEOUT is for one package: a test that hangs shows its goroutines after it.
-TIMEOUT ?= 5m
+# The longest, integration, takes minutes, most of them waiting.
+TIMEOUT ?= 10m
 
 # each runs a command in every module and fails when one of the runs failed.
 each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status

@@ -14,9 +14,26 @@ package integration
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"flag"
+	"os"
+	"testing"
 
 	"github.com/tidemark-go/tidemark"
 )
+
+// TestMain lets more tests run beside each other than there are processors, unless
+// the command line says how many: those that do mostly wait for servers.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := flag.Set("test.parallel", "4"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
 
 // unique returns 16 hexadecimal digits, for names in databases that outlive the
 // test.

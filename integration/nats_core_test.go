@@ -3,7 +3,9 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"runtime"
 	"slices"
@@ -462,14 +464,44 @@ func TestS44_ConnectOptions(t *testing.T) {
 	assert.False(t, o.NoEcho, "P13")
 }
 
+// A carrier is one of the two transports, for tests of what travels on both.
+type carrier struct {
+	subject string
+	options tidemark.NATSOptions
+}
+
+// with returns the carrier's invalidator on nc, with another beat.
+func (c *carrier) with(beat time.Duration) func(*nats.Conn) tidemark.Invalidator {
+	o := c.options
+	o.Beat = beat
+	return func(nc *nats.Conn) tidemark.Invalidator { return tidemark.NATS(nc, o) }
+}
+
+// onEach runs a test on core NATS and on a log, beside each other.
+func onEach(t *testing.T, test func(*testing.T, *server.Server, *carrier)) {
+	t.Parallel()
+	logOnly := with(small())
+	logOnly.Stream.NoHint = true
+	for name, c := range map[string]*carrier{
+		"hint": {tidemark.NATSSubject(natsCache), with(nil)},
+		"log":  {tidemark.NATSLogSubject(natsCache), logOnly},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, natsServer(t, streaming(t)), c)
+		})
+	}
+}
+
 // TestS45_MessagesThatOvertakeEachOther delivers the message of the newer write
 // first, and the older one much later.
-func TestS45_MessagesThatOvertakeEachOther(t *testing.T) {
+func TestS45_MessagesThatOvertakeEachOther(t *testing.T) { onEach(t, overtakingMessages) }
+
+func overtakingMessages(t *testing.T, s *server.Server, c *carrier) {
 	l := newLedger()
-	s := natsServer(t, nil)
-	r := joined(t, l, s, 1, calm)[0]
+	r := joined(t, l, s, 1, c.with(calmBeat))[0]
 	nc := dial(t, s.ClientURL())
-	one, two := newVoice(t, nc), newVoice(t, nc)
+	one, two := newVoice(t, nc, c.subject), newVoice(t, nc, c.subject)
 	one.hello()
 	two.hello()
 	first, second := l.set("k", 1), l.set("k", 2)
@@ -493,14 +525,15 @@ func TestS45_MessagesThatOvertakeEachOther(t *testing.T) {
 }
 
 // TestS46_EverythingOnceMore repeats all that was ever said, backwards.
-func TestS46_EverythingOnceMore(t *testing.T) {
+func TestS46_EverythingOnceMore(t *testing.T) { onEach(t, everythingOnceMore) }
+
+func everythingOnceMore(t *testing.T, s *server.Server, c *carrier) {
 	l := newLedger()
-	s := natsServer(t, nil)
-	all := joined(t, l, s, 2, calm)
+	all := joined(t, l, s, 2, c.with(calmBeat))
 	nc := dial(t, s.ClientURL())
 	var mu sync.Mutex
 	var said [][]byte
-	sub, err := nc.Subscribe(tidemark.NATSSubject(natsCache), func(m *nats.Msg) {
+	sub, err := nc.Subscribe(c.subject, func(m *nats.Msg) {
 		mu.Lock()
 		defer mu.Unlock()
 		said = append(said, m.Data)
@@ -520,7 +553,7 @@ func TestS46_EverythingOnceMore(t *testing.T) {
 	mu.Lock()
 	slices.Reverse(said)
 	for _, b := range said {
-		require.NoError(t, nc.Publish(tidemark.NATSSubject(natsCache), b))
+		require.NoError(t, nc.Publish(c.subject, b))
 	}
 	mu.Unlock()
 	require.NoError(t, nc.Flush())
@@ -536,9 +569,11 @@ func TestS46_EverythingOnceMore(t *testing.T) {
 }
 
 // TestS47_OwnEcho waits until a replica's own messages have come back.
-func TestS47_OwnEcho(t *testing.T) {
+func TestS47_OwnEcho(t *testing.T) { onEach(t, ownEcho) }
+
+func ownEcho(t *testing.T, s *server.Server, c *carrier) {
 	l := newLedger()
-	r := joined(t, l, natsServer(t, nil), 1, calm)[0]
+	r := joined(t, l, s, 1, c.with(calmBeat))[0]
 	for i := range 20 {
 		key := fmt.Sprint(i)
 		v := add(t, r, key).Version
@@ -560,19 +595,20 @@ func TestS47_OwnEcho(t *testing.T) {
 type voice struct {
 	t       testing.TB
 	nc      *nats.Conn
+	subject string
 	message wire.Message
 }
 
 // newVoice returns a voice of the cache of these tests. It learns the cache's
 // id by listening to a Publisher.
-func newVoice(t testing.TB, nc *nats.Conn) *voice {
+func newVoice(t testing.TB, nc *nats.Conn, subject string) *voice {
 	t.Helper()
 	sub, err := nc.SubscribeSync(tidemark.NATSSubject(natsCache))
 	require.NoError(t, err)
 	p, err := tidemark.NewPublisher(tidemark.PublisherOptions[string]{Invalidator: core(nc)})
 	require.NoError(t, err)
 	require.NoError(t, p.Close(t.Context())) // says goodbye
-	v := &voice{t: t, nc: nc}
+	v := &voice{t: t, nc: nc, subject: subject}
 	for v.message.Kind != wire.KindHello || v.message.Nonce != 0 {
 		m, err := sub.NextMsg(patience)
 		require.NoError(t, err)
@@ -595,7 +631,7 @@ func (v *voice) encode(kind wire.Kind, nonce uint64, entries ...wire.Entry) []by
 
 func (v *voice) send(b []byte) {
 	v.t.Helper()
-	require.NoError(v.t, v.nc.Publish(tidemark.NATSSubject(natsCache), b))
+	require.NoError(v.t, v.nc.Publish(v.subject, b))
 	require.NoError(v.t, v.nc.Flush())
 }
 
@@ -701,27 +737,7 @@ func TestS57_ApplicationFloodsAStalledLink(t *testing.T) {
 	l.set("k", 1)
 	holds(t, "k", r)
 
-	w.stalled.Store(true)
-	var flooded atomic.Int64
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for flooded.Add(1) < 1000 && nc.Publish("elsewhere", make([]byte, 512<<10)) == nil {
-		}
-	})
-	defer wg.Wait()
-	defer w.cut()
-	defer w.stalled.Store(false)
-	last, same := int64(-1), 0
-	within(t, func() bool { // until it blocks
-		time.Sleep(50 * time.Millisecond)
-		if n := flooded.Load(); n == last {
-			same++
-		} else {
-			last, same = n, 0
-		}
-		return same == 10
-	}, "the link takes everything")
-
+	relieve := floodUntilBlocked(t, nc, w)
 	began := time.Now()
 	for i := range 100 {
 		add(t, r, "k")
@@ -740,43 +756,84 @@ func TestS57_ApplicationFloodsAStalledLink(t *testing.T) {
 	assert.Less(t, time.Since(began), patience/2)
 	_, ok := r.Get("k")
 	assert.False(t, ok)
-	w.stalled.Store(false)
-	w.cut()
-	wg.Wait()
+	relieve()
 	healed(t, l, r)
+}
+
+// floodUntilBlocked stalls a cable and lets the application write on a connection
+// until that blocks. relieve ends both.
+func floodUntilBlocked(t testing.TB, nc *nats.Conn, w *cable) (relieve func()) {
+	t.Helper()
+	w.stalled.Store(true)
+	var flooded atomic.Int64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for flooded.Add(1) < 1000 && nc.Publish("elsewhere", make([]byte, 512<<10)) == nil {
+		}
+	})
+	relieve = sync.OnceFunc(func() {
+		w.stalled.Store(false)
+		w.cut()
+		wg.Wait()
+	})
+	t.Cleanup(relieve)
+	last, same := int64(-1), 0
+	within(t, func() bool { // until it blocks
+		time.Sleep(50 * time.Millisecond)
+		if n := flooded.Load(); n == last {
+			same++
+		} else {
+			last, same = n, 0
+		}
+		return same == 10
+	}, "the link takes everything")
+	return relieve
 }
 
 // TestS58S59_MessagesThatCannotBeRead lets others say what this version does not
 // understand.
-func TestS58S59_MessagesThatCannotBeRead(t *testing.T) {
+func TestS58S59_MessagesThatCannotBeRead(t *testing.T) { onEach(t, unreadableMessages) }
+
+func unreadableMessages(t *testing.T, s *server.Server, c *carrier) {
 	l := newLedger()
-	s := natsServer(t, nil)
-	r := joined(t, l, s, 1, core)[0]
+	r := joined(t, l, s, 1, c.with(natsBeat))[0]
 	l.set("k", 1)
+	nc := dial(t, s.ClientURL())
+	newer := newVoice(t, nc, c.subject)
+	newer.hello()
 	for name, b := range map[string][]byte{
 		"S58 newer wire version": []byte("VC\x02 whatever that means"),
+		"S58 unknown kind":       ofKind(200, newer.encode(wire.KindInvalidateAll, 0)),
 		"S59 noise":              []byte("noise"),
 		"S59 nothing":            {},
 	} {
 		holds(t, "k", r)
 		before := r.Stats()
-		nc := dial(t, s.ClientURL())
-		require.NoError(t, nc.Publish(tidemark.NATSSubject(natsCache), b))
+		changed := l.set("k", l.get("k").balance+1) // which that message may have told
+		require.NoError(t, nc.Publish(c.subject, b))
 		within(t, func() bool { return r.Stats().Bad == before.Bad+1 }, "%s: not heard", name)
 		within(t, func() bool { return r.Stats().Suspicions > before.Suspicions }, "%s: ignored", name)
-		_, ok := r.Get("k")
-		require.False(t, ok, name)
+		fresh(t, r, "k", changed)
+		assert.Empty(t, r.of(tidemark.EventCutOff), "%s: it has arrived", name)
 	}
 	healed(t, l, r)
 }
 
+// ofKind makes another kind of a message.
+func ofKind(kind byte, b []byte) []byte {
+	body := b[:len(b)-crc32.Size]
+	body[3] = kind
+	return binary.LittleEndian.AppendUint32(body, crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
+}
+
 // TestS60_TwoEnvironments lets caches of other names and schemas share a server.
-func TestS60_TwoEnvironments(t *testing.T) {
+func TestS60_TwoEnvironments(t *testing.T) { onEach(t, twoEnvironments) }
+
+func twoEnvironments(t *testing.T, s *server.Server, c *carrier) {
 	l, other := newLedger(), newLedger()
-	s := natsServer(t, nil)
-	r := joined(t, l, s, 1, calm)[0]
+	r := joined(t, l, s, 1, c.with(calmBeat))[0]
 	open := func(o tidemark.NATSOptions) *replica {
-		o.Beat = calmBeat
+		o.Beat, o.Stream = calmBeat, c.options.Stream
 		r := newReplica(t, other, tidemark.NATS(dial(t, s.ClientURL()), o))
 		ready(t, r)
 		return r

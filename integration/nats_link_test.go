@@ -71,9 +71,12 @@ type cable struct {
 	listener net.Listener
 	server   string // address
 
-	refuses atomic.Bool // new connections are closed at once
-	hole    atomic.Bool // bytes are swallowed both ways, and nobody is told
-	stalled atomic.Bool // nothing is read from either side
+	refuses  atomic.Bool // new connections are closed at once
+	hole     atomic.Bool // bytes are swallowed both ways, and nobody is told
+	mute     atomic.Bool // only those of the client are
+	deaf     atomic.Bool // only those of the server are
+	stalled  atomic.Bool // nothing is read from either side
+	trickles atomic.Bool // what is read is passed on slowly
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -84,10 +87,15 @@ type cable struct {
 
 func newCable(t testing.TB, s *server.Server) *cable {
 	t.Helper()
+	return newCableTo(t, s.Addr().String())
+}
+
+func newCableTo(t testing.TB, address string) *cable {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &cable{listener: listener, server: s.Addr().String(), stop: cancel, conns: map[*net.TCPConn]struct{}{}}
+	w := &cable{listener: listener, server: address, stop: cancel, conns: map[*net.TCPConn]struct{}{}}
 	w.wg.Go(func() {
 		for {
 			client, err := listener.Accept()
@@ -120,13 +128,17 @@ func (w *cable) serve(ctx context.Context, client *net.TCPConn) {
 		return
 	}
 	upstream := c.(*net.TCPConn)
+	_ = upstream.SetReadBuffer(64 << 10) // so that a stalled cable fills
 	w.mu.Lock()
 	w.conns[client], w.conns[upstream] = struct{}{}, struct{}{}
 	w.mu.Unlock()
 	var both sync.WaitGroup
-	for _, way := range [][2]*net.TCPConn{{client, upstream}, {upstream, client}} {
+	for _, way := range []struct {
+		to, from *net.TCPConn
+		hole     *atomic.Bool
+	}{{client, upstream, &w.deaf}, {upstream, client, &w.mute}} {
 		both.Go(func() {
-			w.carry(ctx, way[0], way[1])
+			w.carry(ctx, way.to, way.from, way.hole)
 			_, _ = client.Close(), upstream.Close()
 		})
 	}
@@ -137,22 +149,49 @@ func (w *cable) serve(ctx context.Context, client *net.TCPConn) {
 	w.mu.Unlock()
 }
 
-func (w *cable) carry(ctx context.Context, to, from *net.TCPConn) {
+// carry carries bytes one way, which has a hole of its own. Once bytes are lost,
+// those behind them are of no use.
+func (w *cable) carry(ctx context.Context, to, from *net.TCPConn, hole *atomic.Bool) {
 	buf := make([]byte, 32<<10)
+	lost := false
 	for {
-		for w.stalled.Load() && ctx.Err() == nil {
-			time.Sleep(time.Millisecond)
+		w.wait(ctx)
+		room := buf
+		if w.trickles.Load() {
+			time.Sleep(5 * time.Millisecond)
+			room = buf[:1<<10]
 		}
-		n, err := from.Read(buf)
+		n, err := from.Read(room)
 		if err != nil {
 			return
 		}
-		if w.hole.Load() {
+		w.wait(ctx) // for what it was reading when it was stalled
+		lost = lost || w.hole.Load() || hole.Load()
+		if lost {
 			continue
 		}
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
+	}
+}
+
+// wait waits while the cable is stalled.
+func (w *cable) wait(ctx context.Context) {
+	for w.stalled.Load() && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// mend takes all that is wrong with the cable away. If there was a hole, the
+// connections are reset, as by a middle box that has forgotten them.
+func (w *cable) mend() {
+	gap := w.hole.Load() || w.mute.Load() || w.deaf.Load()
+	for _, fault := range []*atomic.Bool{&w.hole, &w.mute, &w.deaf, &w.refuses, &w.stalled, &w.trickles} {
+		fault.Store(false)
+	}
+	if gap {
+		w.cut()
 	}
 }
 
