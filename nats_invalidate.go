@@ -440,6 +440,7 @@ const (
 	openTimeout    = 5 * time.Second // to set up the stream and to make a reader
 	arrivalTimeout = 2 * time.Second // for the message that a reader is to begin with
 	deleteTimeout  = time.Second     // for a reader's consumer
+	owedTimeout    = 2 * time.Second // for a message that the stream has; it may take twice that
 
 	// readerBeat is how often the server tells a waiting reader that it is
 	// there. Twice that without a word ends the reader.
@@ -477,7 +478,8 @@ type natsLog struct {
 	existing bool
 	subject  string
 
-	ready atomic.Bool // the stream was as it must be, and nothing has failed since
+	ready atomic.Bool   // the stream was as it must be, and nothing has failed since
+	acked atomic.Uint64 // the number that was acknowledged last
 }
 
 func newNATSLog(nc *nats.Conn, o NATSOptions) (*natsLog, error) {
@@ -560,6 +562,7 @@ func (l *natsLog) Append(ctx context.Context, msg []byte) (seq uint64, err error
 		jetstream.WithRetryAttempts(0))          // the caller retries
 	switch {
 	case err == nil:
+		l.acked.Store(ack.Sequence)
 		return ack.Sequence, nil
 	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum):
 		return 0, fmt.Errorf("%w: %d bytes and a header: %w", ErrMessageSize, len(msg), err)
@@ -619,7 +622,7 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 	if err != nil {
 		return nil, l.failed(ctx, "create a consumer", err, past)
 	}
-	r := &natsReader{log: l, consumer: consumer, link: link}
+	r := &natsReader{log: l, consumer: consumer, link: link, quiet: time.NewTimer(owedTimeout)}
 	r.last = consumer.CachedInfo().Delivered.Stream // it begins with the next
 	r.life, r.end = context.WithCancel(context.Background())
 	return r, nil
@@ -641,6 +644,8 @@ type natsReader struct {
 	batch  jetstream.MessageBatch // under way, or nil
 	last   uint64                 // number of the message before the next
 	first  jetstream.Msg          // waits for Next since Open, or nil
+	quiet  *time.Timer            // runs while it waits
+	owed   bool                   // the stream had more when quiet ended last
 	failed error                  // what ended the reading
 }
 
@@ -666,8 +671,9 @@ func (r *natsReader) arrive(ctx context.Context, from uint64) error {
 }
 
 // Next returns the next message, whose bytes are the caller's. It notices within
-// about a second that the consumer or the server is gone, and at once that the
-// link has broken, even if it is back: the error then does not wrap ErrGap, and
+// about a second that the consumer or the server is gone, within 4s that a consumer
+// does not deliver what the stream has acknowledged to this client, and at once that
+// the link has broken, even if it is back: the error then does not wrap ErrGap, and
 // Open with the last number that was read proves whether anything is missing. An
 // error that wraps ErrGap means that the server has sent another message than
 // the next.
@@ -714,6 +720,9 @@ func (r *natsReader) receive(ctx context.Context) (m jetstream.Msg, seq uint64, 
 	if err := r.broken(); err != nil {
 		return nil, 0, err // before what had arrived until then
 	}
+	r.owed = false
+	r.quiet.Reset(owedTimeout)
+	defer r.quiet.Stop()
 	for m == nil {
 		if err := r.ask(); err != nil {
 			return nil, 0, err
@@ -726,6 +735,10 @@ func (r *natsReader) receive(ctx context.Context) (m jetstream.Msg, seq uint64, 
 				}
 				r.batch = nil
 			}
+		case <-r.quiet.C:
+			if err := r.overdue(); err != nil {
+				return nil, 0, err
+			}
 		case status, open := <-r.link: // which Close closes
 			return nil, 0, r.linkError(status, open)
 		case <-ctx.Done():
@@ -737,6 +750,19 @@ func (r *natsReader) receive(ctx context.Context) (m jetstream.Msg, seq uint64, 
 		return nil, 0, r.ended(err)
 	}
 	return m, d.Sequence.Stream, nil
+}
+
+// overdue is called when nothing has come for a while. It returns an error if the
+// stream has acknowledged a message since long that the consumer, although it is
+// there, does not deliver (S50).
+func (r *natsReader) overdue() error {
+	owed := r.log.acked.Load() > r.last
+	if owed && r.owed {
+		return fmt.Errorf("tidemark: log: the consumer delivers nothing after sequence %d", r.last)
+	}
+	r.owed = owed
+	r.quiet.Reset(owedTimeout)
+	return nil
 }
 
 // ask asks for a batch unless one is under way.

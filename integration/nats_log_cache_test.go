@@ -479,3 +479,35 @@ func TestS68_TheBoundRunsOutEverywhereAtOnce(t *testing.T) {
 	assert.Less(t, asked, int(reads.Load())/10)
 	assert.LessOrEqual(t, source.most.Load(), int64(maxLoads*len(all)))
 }
+
+// TestS50_ConsumerThatDeliversNothing pauses what the replicas read through: the
+// server goes on saying that it is there, and delivers nothing. The readers are
+// made again.
+func TestS50_ConsumerThatDeliversNothing(t *testing.T) {
+	t.Parallel()
+	s := natsServer(t, streaming(t))
+	js := admin(t, dial(t, s.ClientURL()))
+	w := newWatch(t, newLedger())
+	writer, reader := w.add("writer", logged(dial(t, s.ClientURL(), quiet))), w.add("reader", logged(dial(t, s.ClientURL(), quiet)), failing)
+	w.begin()
+	w.writes(writer)
+	w.reads(writer)
+	w.reads(reader)
+	for i := range 2 {
+		w.progress(writer)
+		for _, name := range consumers(t, js) {
+			p, err := js.PauseConsumer(soon(t), tidemark.NATSStreamName(natsCache), name, time.Now().Add(time.Hour))
+			require.NoError(t, err)
+			require.True(t, p.Paused)
+		}
+		w.fellBack(reader)
+		for _, o := range w.all {
+			eventually(t, func() bool { return len(o.of(tidemark.EventLogDown)) > i }, "%s: nobody noticed", o.name)
+		}
+		w.recovered()
+	}
+	for _, o := range w.all {
+		assert.Empty(t, o.of(tidemark.EventCutOff), "%s: the log has everything", o.name)
+	}
+	w.end()
+}

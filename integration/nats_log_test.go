@@ -585,6 +585,23 @@ func TestJetStream_PositionExpired(t *testing.T) {
 	expect(t, r, 6, letter(1, 6))
 }
 
+// TestJetStream_AQuietLogIsNoFailure: nobody appends anything for longer than a
+// reader waits for what the stream has.
+func TestJetStream_AQuietLogIsNoFailure(t *testing.T) {
+	t.Parallel()
+	log := smallLog(dial(t, natsServer(t, streaming(t)).ClientURL()))
+	write(t, log, 1, 1, 3)
+	within(t, func() bool {
+		r := open(t, log, 3)
+		expect(t, r, 3, letter(1, 3))
+		silence, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, _, err := r.Next(silence)
+		require.NotContains(t, err.Error(), "delivers nothing")
+		return errors.Is(err, context.DeadlineExceeded) // on a busy machine heartbeats may come late
+	}, "the reader is made again and again")
+}
+
 // TestS51_LogConsumerDeleted ends what a reader reads through.
 func TestS51_LogConsumerDeleted(t *testing.T) {
 	for name, waiting := range map[string]bool{"while it waits": true, "before it asks": false} {

@@ -2114,4 +2114,22 @@ var guards = []guard{
 		breaks: "a replica whose probes do not come back says that it is fresh",
 		test:   "TestStats_State",
 	},
+	{
+		name:   "natsReader.overdue 1",
+		file:   "nats_invalidate.go",
+		old:    "if owed && r.owed {",
+		new:    "if false {",
+		breaks: "a consumer that is there and delivers nothing leaves its replica deaf for good (S50)",
+		test:   "TestS50_ConsumerThatDeliversNothing",
+		module: "integration",
+	},
+	{
+		name:   "natsReader.overdue 2",
+		file:   "nats_invalidate.go",
+		old:    "if owed && r.owed {",
+		new:    "if true {",
+		breaks: "a reader of a log on which nothing is said is made again and again",
+		test:   "TestJetStream_AQuietLogIsNoFailure",
+		module: "integration",
+	},
 }
