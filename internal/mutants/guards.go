@@ -1981,7 +1981,7 @@ var guards = []guard{
 		name:   "apply 5",
 		file:   "invalidate.go",
 		old:    "\t\tif earlier {",
-		new:    "\t\tif false {",
+		new:    "\t\tif earlier && false {",
 		breaks: "a version of before a restore is compared with those of after it (S19)",
 		test:   "TestS19_AMessageOfAnEarlierEpoch",
 	},
