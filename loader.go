@@ -156,12 +156,22 @@ func (c *Cache[K, V]) await(ctx context.Context, w *waiter[K, V]) (Entry[V], err
 // land waits for f and reports whether its result satisfies w.
 func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]) (e Entry[V], ok bool, err error) {
 	select {
+	case <-f.done: // whatever else has ended
+		return c.landed(f, w)
+	default:
+	}
+	select {
 	case <-f.done:
 	case <-ctx.Done():
 		return Entry[V]{Age: -1}, false, ctx.Err()
 	case <-c.life.Done(): // the Loader may not heed that
 		return Entry[V]{Age: -1}, false, ErrClosed
 	}
+	return c.landed(f, w)
+}
+
+// landed is land once f has ended.
+func (c *Cache[K, V]) landed(f *flight[K, V], w *waiter[K, V]) (e Entry[V], ok bool, err error) {
 	switch {
 	case f.err != nil:
 		return Entry[V]{Age: -1}, false, f.err

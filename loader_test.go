@@ -589,6 +589,31 @@ func TestLoadMany_AKeyThatNeedsMoreIsLoadedAgain(t *testing.T) {
 	assert.Equal(t, 10, found["j"].Value)
 }
 
+// A context that ends while one key is still being read costs that key only.
+func TestLoadMany_KeepsWhatWasLoadedInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const slow = 0
+		c := newCache(t, Options[string, int]{MaxCost: small, Loader: LoaderFunc[string, int](func(ctx context.Context, key string) (int, Version, error) {
+			if key == fmt.Sprint(slow) {
+				<-ctx.Done()
+			}
+			return 1, 1, ctx.Err()
+		})})
+		var keys []string
+		for i := range 30 {
+			keys = append(keys, fmt.Sprint(i))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		all, err := c.LoadMany(ctx, keys)
+		var failed *KeysError[string]
+		require.ErrorAs(t, err, &failed)
+		assert.Len(t, failed.Failed, 1)
+		assert.ErrorIs(t, failed.Failed[fmt.Sprint(slow)], context.DeadlineExceeded)
+		assert.Len(t, all, 29)
+	})
+}
+
 // The bulk load fails as a whole: each key fails, the error is told once, and
 // nothing is left behind.
 func TestLoadMany_AFailedBulkLoad(t *testing.T) {

@@ -2132,4 +2132,12 @@ var guards = []guard{
 		test:   "TestJetStream_AQuietLogIsNoFailure",
 		module: "integration",
 	},
+	{
+		name:   "land 6",
+		file:   "loader.go",
+		old:    "case <-f.done: // whatever else has ended\n\t\treturn c.landed(f, w)\n\tdefault:",
+		new:    "default:",
+		breaks: "LoadMany loses keys that were loaded in time, as the scheduler likes",
+		test:   "TestLoadMany_KeepsWhatWasLoadedInTime",
+	},
 }
