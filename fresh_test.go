@@ -167,6 +167,29 @@ func TestAfter_WhatIsNotBroadcastYet(t *testing.T) {
 	})
 }
 
+// Without a Log a write returns before its message is out, also if no message ever
+// was: its token stands for it all the same.
+func TestAfter_WhatIsWrittenBeforeAnythingIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, b := newSource(), newBus()
+		s.set("k", 1)
+		reader := replicas(t, 1, s, b)[0]
+		hold(t, reader, "k")
+		b.mu.Lock()
+		b.refuse = errors.New("no connection yet")
+		b.mu.Unlock()
+		writer := newCache(t, Options[string, int]{Store: s, Invalidator: b.invalidator()})
+		_, err := writer.Update(t.Context(), "k", func(Entry[int]) (int, error) { return 2, nil })
+		require.NoError(t, err)
+		e, err := reader.Read(t.Context(), "k", After(writer.Token()))
+		require.NoError(t, err)
+		assert.Equal(t, 2, e.Value)
+		b.mu.Lock()
+		b.refuse = nil
+		b.mu.Unlock()
+	})
+}
+
 // Each message takes longer than as many beats as there are probes remembered.
 func TestWithin_AReaderThatLagsIsFreshAllTheSame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

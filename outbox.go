@@ -598,11 +598,12 @@ func (o *outbox) owe(ticket uint64) {
 }
 
 // said returns the origin and the number of the latest message that is out, and
-// whether that is all that calls which have returned have asked for.
+// whether that stands for all that calls which have returned have asked for: number
+// 0 would stand for nothing, but a write without a Log returns before its message.
 func (o *outbox) said() (origin, seq uint64, all bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.origin, o.done, o.sent >= o.owed
+	return o.origin, o.done, o.sent >= o.owed && (o.done > 0 || o.tickets == 0)
 }
 
 // addStats adds what the outbox has counted.
