@@ -4,6 +4,7 @@
 //	go run ./internal/mutants            every guard; exit status 1 if one survives
 //	go run ./internal/mutants -list      the table, as Markdown
 //	go run ./internal/mutants -run fence guards whose name contains the text
+//	go run ./internal/mutants -test 'TestSim$' -v   whether the simulation notices, and by which seed
 //
 // The working tree is not touched: the mutant is given to the compiler as an
 // overlay. Run it from the root of the repository.
@@ -35,6 +36,7 @@ type guard struct {
 func main() {
 	list := flag.Bool("list", false, "print the table and exit")
 	only := flag.String("run", "", "only guards whose name contains this")
+	other := flag.String("test", "", "a test of the root package to run in place of the ones that are named")
 	verbose := flag.Bool("v", false, "print the output of the red tests")
 	flag.Parse()
 	if *list {
@@ -45,6 +47,9 @@ func main() {
 	for _, g := range guards {
 		if !strings.Contains(g.name, *only) {
 			continue
+		}
+		if *other != "" {
+			g.test, g.module, g.pkg = *other, "", ""
 		}
 		run++
 		began := time.Now()
