@@ -11,6 +11,7 @@ MODULES := $(shell find . -name go.mod -not -path '*/testdata/*' -exec dirname {
 TAGS = mysql,postgres
 
 FUZZTIME ?= 30s
+SEEDS    ?= 100000
 BENCH    ?= .
 COUNT    ?= 10
 # COUNTS names a file that gets the numbers of passed, failed and skipped tests.
@@ -26,7 +27,7 @@ TIMEOUT ?= 10m
 each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help test race bench fuzz lint mods mutants storm vuln
+.PHONY: help test race bench fuzz lint mods mutants sim storm vuln
 
 help: ## this list
 	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +55,9 @@ lint: ## gofmt, go vet and staticcheck, tagged tests included
 mods: ## go.mod and go.sum are tidy and the downloaded modules are what go.sum says
 	@$(call each,go mod tidy -diff)
 	@$(call each,go mod verify)
+
+sim: ## the simulation over SEEDS=100000 seeds, without the race detector
+	@go test -count=1 -timeout 0 -v -run '^TestSim$$' . -sim.seeds $(SEEDS)
 
 mutants: ## remove each guard of the protocol in turn: the test named for it must go red
 	@go run ./internal/mutants

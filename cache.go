@@ -22,6 +22,7 @@ type Cache[K comparable, V any] struct {
 	opts  Options[K, V]
 	keys  keys[K]
 	began time.Time // moments are counted from here, on the monotonic clock
+	skew  skew      // zero, but in a simulation
 
 	shift  uint8 // of a hash, to its shard
 	shards []shard[K, V]
@@ -104,7 +105,14 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	return c, nil
 }
 
-func (c *Cache[K, V]) now() int64 { return int64(time.Since(c.began)) }
+// A skew is what a simulation does to this machine's clocks, which a bubble of
+// testing/synctest cannot: it has one clock for all.
+type skew struct {
+	slept atomic.Int64 // for how long the monotonic clock has stood still
+	set   atomic.Int64 // by how much the wall clock was set forward
+}
+
+func (c *Cache[K, V]) now() int64 { return int64(time.Since(c.began)) - c.skew.slept.Load() }
 
 // after returns the moment d after at, or the last one there is.
 func after(at int64, d time.Duration) int64 {

@@ -188,7 +188,10 @@ func (c *Cache[K, V]) moments() replica.Moment {
 	if !c.logged {
 		return replica.Moment{Mono: c.now()}
 	}
-	return replica.Since(c.began, time.Now())
+	now, slept := replica.Since(c.began, time.Now()), c.skew.slept.Load()
+	now.Mono -= slept
+	now.Lead += slept + c.skew.set.Load()
+	return now
 }
 
 func (c *Cache[K, V]) result(n *node[K, V], fresh replica.Mark, now replica.Moment) (Entry[V], error) {
