@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tidemark-go/tidemark/internal/history"
@@ -77,7 +78,7 @@ func (r *simRun) begin(client *simClient, s *simReplica) {
 		call.all()
 	case n < 44:
 		call.read()
-	case n < 57:
+	case n < 57 && !r.updates(s, client):
 		call.update()
 	case n < 63:
 		call.compareAndSet(false)
@@ -96,6 +97,15 @@ func (r *simRun) begin(client *simClient, s *simReplica) {
 	default:
 		call.invalidate()
 	}
+}
+
+// updates reports whether another client updates at s, with strict writes. Two who
+// wait for one load would go on at once, and their intents wait in the order that
+// the scheduler likes.
+func (r *simRun) updates(s *simReplica, but *simClient) bool {
+	return r.strict && slices.ContainsFunc(r.clients, func(c *simClient) bool {
+		return c != but && c.op != nil && c.op.replica == s && strings.HasPrefix(c.op.what, "update")
+	})
 }
 
 // event begins an event of the history.

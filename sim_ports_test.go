@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/tidemark-go/tidemark/internal/sim"
 )
@@ -66,6 +67,33 @@ func (l simBulk) LoadMany(ctx context.Context, keys []string) (map[string]Loaded
 		all[c.Keys[i]] = Loaded[int]{Value: s.Value, Version: Version(s.Version), Absent: s.Absent}
 	}
 	return all, nil
+}
+
+// A simVersions is a VersionLoader at the strong source.
+type simVersions struct{ port simPort }
+
+func (v simVersions) LoadVersions(ctx context.Context, keys []string) (map[string]Version, error) {
+	c := &sim.Call{Kind: sim.LoadMany, Keys: slices.Sorted(slices.Values(keys)), Strong: true}
+	if err := v.port.do(ctx, c); err != nil {
+		return nil, err
+	}
+	all := map[string]Version{}
+	for i, s := range c.States {
+		if !s.Absent {
+			all[c.Keys[i]] = Version(s.Version)
+		}
+	}
+	return all, nil
+}
+
+type simTellingStore struct {
+	simStore
+	simVersions
+}
+
+type simTellingLoader struct {
+	simBulk
+	simVersions
 }
 
 // A simStore is a Store.

@@ -129,16 +129,17 @@ type simRun struct {
 	w *sim.World
 
 	simDeployment
-	lagging bool
-	bulk    bool
-	options Options[string, int]
-	beat    time.Duration
-	puts    bool // bare ones, of any age
-	keys    []string
-	steps   int
-	dark    string // a key that somebody changes and tells nobody, or ""
-	rush    int    // in how many of ten steps several processes act
-	zeal    int    // how likely a client is to act, compared with others
+	lagging  bool
+	bulk     bool
+	versions bool // the source tells them
+	options  Options[string, int]
+	beat     time.Duration
+	puts     bool // bare ones, of any age
+	keys     []string
+	steps    int
+	dark     string // a key that somebody changes and tells nobody, or ""
+	rush     int    // in how many of ten steps several processes act
+	zeal     int    // how likely a client is to act, compared with others
 
 	replicas  []*simReplica
 	clients   []*simClient
@@ -157,6 +158,7 @@ type simDeployment struct {
 	name      string
 	weight    int
 	hint, log bool
+	strict    bool
 }
 
 var simDeployments = []simDeployment{
@@ -164,6 +166,8 @@ var simDeployments = []simDeployment{
 	{name: "hint", weight: 3, hint: true},
 	{name: "log", weight: 3, log: true},
 	{name: "log and hint", weight: 3, log: true, hint: true},
+	{name: "log, strict", weight: 3, log: true, strict: true},
+	{name: "log and hint, strict", weight: 2, log: true, hint: true, strict: true},
 }
 
 // connected reports whether there is more than one replica.
@@ -171,12 +175,13 @@ func (d simDeployment) connected() bool { return d.hint || d.log }
 
 // A simReplica is one process with a cache.
 type simReplica struct {
-	proc    *sim.Process
-	cache   *Cache[string, int]
-	said    map[string]sim.Mark // what its clients know to be written or announced here
-	closing bool
-	thaw    int64 // when it is no longer frozen
-	frozen  int64 // since when
+	proc     *sim.Process
+	cache    *Cache[string, int]
+	said     map[string]sim.Mark // what its clients know to be written or announced here
+	closing  bool
+	bypassed bool
+	thaw     int64 // when it is no longer frozen
+	frozen   int64 // since when
 }
 
 // A simOutside is a process that changes the source and has a Publisher.
@@ -188,7 +193,7 @@ type simOutside struct {
 func newSimRun(seed uint64, trace io.Writer) *simRun {
 	w := sim.New(seed, trace)
 	r := &simRun{w: w}
-	at := w.IntN(10)
+	at := w.IntN(15)
 	for _, r.simDeployment = range simDeployments {
 		if at -= r.weight; at < 0 {
 			break
@@ -198,7 +203,7 @@ func newSimRun(seed uint64, trace io.Writer) *simRun {
 	if r.connected() {
 		n = 3 + w.IntN(3)*w.IntN(2) + w.IntN(4)*w.IntN(2)*w.IntN(2)
 	}
-	w.Faults, w.Check.Logged = sim.Swarm(w), r.log
+	w.Faults, w.Check.Logged, w.Check.Committed = sim.Swarm(w), r.log, r.strict
 	if !r.log { // ages without a log are those of the monotonic clock
 		w.Faults.Suspend, w.Faults.ClockSet, w.Faults.ClockSlow = 0, 0, 0
 	}
@@ -237,8 +242,9 @@ func (r *simRun) choose() {
 	w.Doubt = w.Between(50*time.Millisecond, 300*time.Millisecond)
 	o := Options[string, int]{
 		MaxCost: 64, ExpectedEntries: 16, Shards: 1 << w.IntN(2), TTLJitter: -1,
-		LoadTimeout: w.Between(100*time.Millisecond, time.Second), DoubtTimeout: w.Doubt,
+		LoadTimeout: w.Between(100*time.Millisecond, time.Second), DoubtTimeout: w.Doubt, Strict: r.strict,
 	}
+	r.versions = w.IntN(3) == 0
 	if w.IntN(5) == 0 { // so little that Ristretto has no choice, which would be random
 		o.MaxCost, o.Shards = 2, 1
 	}
@@ -302,6 +308,10 @@ func (r *simRun) newReplica() *simReplica {
 	o.Store, o.Loader, o.Invalidator = simStore{strong}, loader, r.invalidator(p)
 	if r.bulk {
 		o.Loader = simBulk{loader}
+	}
+	if r.versions {
+		o.Store = simTellingStore{simStore{strong}, simVersions{p}}
+		o.Loader = simTellingLoader{simBulk{loader}, simVersions{p}}
 	}
 	c, err := New(o)
 	if err != nil {
@@ -388,6 +398,10 @@ func (r *simRun) faults() {
 		r.killOutside()
 	case happens(f.Restart) && !some.closing && !some.proc.Frozen:
 		r.close(some)
+	case happens(f.Restart) && !some.closing:
+		some.bypassed = !some.bypassed
+		w.Trace("%d: bypass %t", some.proc.ID, some.bypassed)
+		some.cache.SetBypass(some.bypassed)
 	case happens(f.Evict):
 		r.evict(some)
 	case w.SourceDown() && w.IntN(25) == 0:
@@ -526,6 +540,7 @@ func (r *simRun) close(s *simReplica) {
 		}
 	})
 	r.replicas[slices.Index(r.replicas, s)] = r.newReplica()
+	r.w.Settle()
 }
 
 // collect takes in what has finished.
@@ -677,6 +692,9 @@ func (r *simRun) unrest() string {
 		}
 		if n, all := c.replica.out.backlog(); n > 0 || all {
 			return fmt.Sprintf("replica %d has a backlog", s.proc.ID)
+		}
+		if n := c.Stats().Intents; n > 0 {
+			return fmt.Sprintf("replica %d knows of %d writes that have not ended", s.proc.ID, n)
 		}
 		if c.replica.awaits(alive) {
 			return fmt.Sprintf("replica %d waits for a dead one", s.proc.ID)

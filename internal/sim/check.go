@@ -25,6 +25,10 @@ type Checker struct {
 	// counts all.
 	Logged bool
 
+	// Committed says that writes are announced before they are committed, so that
+	// a change counts as acknowledged once it is.
+	Committed bool
+
 	Reads      int      // how many were checked
 	Violations []string // of promises, in the order in which they were found
 

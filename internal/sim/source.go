@@ -119,6 +119,9 @@ func (s *Source) compareAndSet(c *Call) (State, bool) {
 		return cur, false
 	}
 	n := s.Set(c.Key, c.Value, c.Absent, c.proc.ID)
+	if s.w.Check.Committed {
+		s.w.Check.Acknowledged(c.Key, n.Mark())
+	}
 	s.done[c.Op] = n.Version
 	return n, true
 }
@@ -192,7 +195,8 @@ func (w *World) write(c *Call) (over bool) {
 	case w.Chance(f.WriteRefused):
 		c.Failure = Unavailable
 		return true
-	case w.down, w.Chance(f.WriteLost): // it did not get there
+	case w.down, w.Chance(f.WriteLost), // it did not get there
+		w.Check.Committed && w.Now() >= c.sent+int64(w.Doubt): // or too late
 		c.Failure = Broken
 		return true
 	case w.Chance(f.WriteLate):

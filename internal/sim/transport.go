@@ -232,9 +232,11 @@ func (w *World) told(p *Process, msg []byte, log bool) {
 		c.Suspect(p.ID, "")
 	}
 	for _, e := range m.Entries {
-		if e.Version != 0 {
+		switch {
+		case e.Stage == wire.Begun, e.Stage == wire.Void: // nothing has changed by it
+		case e.Version != 0:
 			c.Raise(p.ID, string(e.Key), Mark{e.Version, e.Deleted}, Told)
-		} else {
+		default:
 			c.Suspect(p.ID, string(e.Key))
 		}
 	}
