@@ -359,6 +359,28 @@ func TestSetBypass(t *testing.T) {
 	})
 }
 
+// While the switch is on the source is asked for values: what memory has is what
+// nobody trusts, whatever its version.
+func TestSetBypass_ConfirmsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &versionSource{source: newSource()}
+		s.set("k", 1)
+		c := newCache(t, Options[string, int]{Store: s})
+		hold(t, c, "k")
+		s.restore("k", 7, 1) // memory has another value at this version
+		c.SetBypass(true)
+		e, err := c.Load(t.Context(), "k")
+		require.NoError(t, err)
+		assert.Equal(t, 7, e.Value)
+		assert.Empty(t, s.questions())
+		c.SetBypass(false)
+		hold(t, c, "k")
+		v, _ := c.Get("k")
+		assert.Equal(t, 7, v)
+		assert.Len(t, s.questions(), 1, "what was loaded meanwhile is confirmed")
+	})
+}
+
 // Setting the switch beside suspicions and cuts loses none of them.
 func TestSetBypass_BesideSuspicions(t *testing.T) {
 	c := onSource(t, newSource())

@@ -2036,8 +2036,8 @@ var guards = []guard{
 	{
 		name:   "confirm 2",
 		file:   "revalidate.go",
-		old:    "if c.versions == nil || !f.strong {",
-		new:    "if c.versions == nil {",
+		old:    "if c.versions == nil || !f.strong ||",
+		new:    "if c.versions == nil ||",
 		breaks: "the primary is asked what a read replica would do for",
 		test:   "TestConfirm_OnlyAtTheStrongSource",
 	},
@@ -2056,6 +2056,14 @@ var guards = []guard{
 		new:    "\tf.began = c.moments()\n",
 		breaks: "a confirmation is dated by its answer (S14)",
 		test:   "TestConfirm_IsFencedAndDated",
+	},
+	{
+		name:   "confirm 5",
+		file:   "revalidate.go",
+		old:    " || f.era&eraBypass != 0",
+		new:    "",
+		breaks: "during a bypass the value that nobody trusts is returned, if its version is right",
+		test:   "TestSetBypass_ConfirmsNothing",
 	},
 	{
 		name:   "newVersionLoader 1",
