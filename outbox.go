@@ -583,6 +583,9 @@ func (o *outbox) published(upTo uint64) {
 	o.messages++
 	o.done = o.seq
 	o.carried, o.carries = 0, false
+	if len(o.queue) == 0 && !o.all {
+		upTo = o.tickets // what waited behind the message, if anything did, was given up
+	}
 	if upTo > o.sent {
 		o.sent = upTo
 		close(o.progress)

@@ -146,6 +146,37 @@ func TestOutbox_MessagesAreNumberedFromOneWithoutHoles(t *testing.T) {
 	})
 }
 
+// A key that is added again while it waits has the ticket of what is behind it. If
+// that is an intent which is given up, nothing more need be sent.
+func TestOutbox_WhatWasGivenUpIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, o := newPost(t)
+		release := p.hold()
+		o.add([]byte("under way"), at(1), 0)
+		synctest.Wait()
+		for i := range maxBatch {
+			o.add(fmt.Append(nil, i), at(1), 0)
+		}
+		ticket := o.add([]byte("0"), at(2), 0)
+		in, err := o.intend([]byte("k"), OpID{1}, time.Second)
+		require.NoError(t, err)
+		again := p.hold()
+		release()
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		untold, err := o.awaitIntent(ctx, in)
+		require.ErrorIs(t, err, context.Canceled)
+		require.True(t, untold)
+		again()
+		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.NoError(t, o.wait(ctx, ticket))
+		assert.Equal(t, []mark{at(2)}, marks(p.messages())["0"])
+		assert.NotContains(t, marks(p.messages()), "k")
+	})
+}
+
 func TestOutbox_CollectsWhileOneIsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, o := newPost(t)

@@ -1903,6 +1903,14 @@ var guards = []guard{
 		test:   "TestStrict_AnIntentThatIsGivenUpLeavesTheQueue",
 	},
 	{
+		name:   "published 1",
+		file:   "outbox.go",
+		old:    "\t\tupTo = o.tickets // what waited behind",
+		new:    "\t\t// what waited behind",
+		breaks: "Invalidate and Close wait for ever for a strict write that was given up behind them",
+		test:   "TestOutbox_WhatWasGivenUpIsNotWaitedFor",
+	},
+	{
 		name:   "Age 2",
 		file:   "internal/replica/fresh.go",
 		old:    "\tif m.Vouches(proven) {",
