@@ -494,7 +494,7 @@ func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 			}
 			continue
 		case wire.Void:
-			r.end(e, key, hash, w.Op)
+			r.end(e, w.Op)
 			continue
 		}
 		m := mark{Version(w.Version), w.Deleted}
@@ -509,7 +509,7 @@ func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 		s.invalidateLocked(key, hash, m, byMessage, at)
 		s.mu.Unlock()
 		applied++
-		r.end(e, key, hash, w.Op)
+		r.end(e, w.Op)
 	}
 	r.applies.Add(applied)
 }
@@ -536,19 +536,20 @@ func (r *member[K, V]) begin(key K, hash uint64, w *wire.Entry) {
 	s.mu.Unlock()
 }
 
-// end lets the key of a strict write back into memory, if it is that which kept
-// it out. What it came to has been applied. Only the log tells it in order.
-func (r *member[K, V]) end(e *ear, key K, hash uint64, op OpID) {
+// end lets the key of a strict write back into memory: the one with which it began,
+// whatever the message says. What it came to has been applied. Only the log tells
+// it in order.
+func (r *member[K, V]) end(e *ear, op OpID) {
 	if !e.log || op == (OpID{}) {
 		return
 	}
 	r.mu.Lock()
-	begun := r.intents.End(op)
+	key, begun := r.intents.End(op)
 	r.mu.Unlock()
 	if !begun {
 		return
 	}
-	s := r.c.shard(hash)
+	s := r.c.shard(r.c.keys.hash(key))
 	s.mu.Lock()
 	s.releaseLocked(key)
 	s.mu.Unlock()

@@ -617,6 +617,40 @@ func TestStrict_AHintBeginsNothing(t *testing.T) {
 	})
 }
 
+// A message that ends a write with another key than it began with lets the right one
+// go, and holds nothing up.
+func TestStrict_AnEndOfAnotherKey(t *testing.T) {
+	for name, stage := range map[string]wire.Stage{"ended": wire.Ended, "void": wire.Void} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, log := newSource(), newMemLog()
+				s.set("k", 1)
+				s.set("other", 1)
+				c := strict(t, 1, s, log)[0]
+				m := &wire.Message{Kind: wire.KindInvalidate, CacheID: c.replica.out.id, Origin: 7}
+				for _, e := range []wire.Entry{
+					{Key: []byte("k"), Stage: wire.Begun, Op: [16]byte{1}, TTL: 60_000},
+					{Key: []byte("other"), Stage: stage, Op: [16]byte{1}},
+				} {
+					m.Seq++
+					m.Entries = []wire.Entry{e}
+					msg, err := wire.Append(nil, m)
+					require.NoError(t, err)
+					_, err = log.Append(t.Context(), msg)
+					require.NoError(t, err)
+				}
+				synctest.Wait()
+				require.True(t, c.shards[0].mu.TryLock(), "nobody holds the shard")
+				c.shards[0].mu.Unlock()
+				assert.Equal(t, 0, c.Stats().Intents)
+				assert.EqualValues(t, 0, c.Stats().Panics)
+				hold(t, c, "k")
+				hold(t, c, "other")
+			})
+		})
+	}
+}
+
 // Strict writers that die half-way, a log that is late, replicas that join: no read
 // within the bound is older than what had been committed before that.
 func TestStrict_NeverBeyondTheBoundOfCommits(t *testing.T) {

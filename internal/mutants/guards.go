@@ -1831,6 +1831,14 @@ var guards = []guard{
 		test:   "TestStrict_AHintBeginsNothing",
 	},
 	{
+		name:   "member.end 2",
+		file:   "internal/replica/intents.go",
+		old:    "return i.key, ok",
+		new:    "return key, ok",
+		breaks: "a message that ends a write with another key stops every reader of a shard for good",
+		test:   "TestStrict_AnEndOfAnotherKey",
+	},
+	{
 		name:   "lapse 1",
 		file:   "invalidate.go",
 		old:    "\t\ts.invalidateLocked(key, hash, mark{}, byMessage, r.c.moment()) // loads",

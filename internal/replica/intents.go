@@ -36,13 +36,13 @@ func (t *Intents[K]) Begin(op [16]byte, key K, until int64) (begun, full bool) {
 	return true, false
 }
 
-// End forgets the write op, and reports whether it was remembered.
-func (t *Intents[K]) End(op [16]byte) bool {
-	if _, ok := t.open[op]; !ok {
-		return false
+// End forgets the write op, and returns its key, and whether it was remembered.
+func (t *Intents[K]) End(op [16]byte) (key K, ok bool) {
+	i, ok := t.open[op]
+	if ok {
+		delete(t.open, op)
 	}
-	delete(t.open, op)
-	return true
+	return i.key, ok
 }
 
 // Lapse forgets the writes whose time is over, and returns their keys, each as
