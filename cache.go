@@ -32,6 +32,9 @@ type Cache[K comparable, V any] struct {
 	sourceEpoch atomic.Uint32 // versions of other epochs order nothing
 	closed      atomic.Bool
 
+	adopting sync.Mutex    // guards changes of sourceEpoch and of what follows
+	adopted  atomic.Uint32 // sourceEpoch, once all that was of another is forgotten
+
 	// holdOff is the moment until which a lagging load may predate what this
 	// replica has missed, so that only strong loads are cached.
 	holdOff atomic.Int64
@@ -95,6 +98,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	}
 	c.logged = o.Invalidator.Log != nil
 	c.sourceEpoch.Store(o.SourceEpoch)
+	c.adopted.Store(o.SourceEpoch)
 	c.fresh.Reset(0)
 	c.pump.Go(c.maintain)
 	if o.Invalidator.connected() {

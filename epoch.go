@@ -25,7 +25,7 @@ func (c *Cache[K, V]) SetSourceEpoch(ctx context.Context, epoch uint32) error {
 	if have := c.sourceEpoch.Load(); epoch < have {
 		return epochError(epoch, have)
 	}
-	adopted := c.adopt(epoch)
+	c.adopt(epoch, true)
 	if !c.work.enter() {
 		return ErrClosed
 	}
@@ -33,11 +33,7 @@ func (c *Cache[K, V]) SetSourceEpoch(ctx context.Context, epoch uint32) error {
 	if c.replica == nil {
 		return nil
 	}
-	out := c.replica.out
-	if !adopted {
-		return out.wait(ctx, out.latest())
-	}
-	return out.wait(ctx, out.addAll())
+	return c.replica.out.wait(ctx, c.replica.out.latest())
 }
 
 func epochError(epoch, have uint32) error {
@@ -45,7 +41,8 @@ func epochError(epoch, have uint32) error {
 }
 
 // comparable returns m if it is of this replica's epoch, and else a mark without a
-// version.
+// version. It must be called under the lock of the shard that m is for, which an
+// epoch that begins takes to forget the marks of before.
 func (c *Cache[K, V]) comparable(m mark, epoch uint32) mark {
 	if epoch != c.sourceEpoch.Load() {
 		return mark{}
@@ -54,17 +51,26 @@ func (c *Cache[K, V]) comparable(m mark, epoch uint32) mark {
 }
 
 // adopt makes epoch this replica's, and reports whether it is later than the one
-// that it had.
-func (c *Cache[K, V]) adopt(epoch uint32) bool {
-	for {
-		have := c.sourceEpoch.Load()
-		if epoch <= have {
-			return false
-		}
-		if c.sourceEpoch.CompareAndSwap(have, epoch) {
-			break
-		}
+// that it had. When it returns, whatever it reports, all that was of an earlier one
+// is forgotten. With declared, the others are to be told: any message does.
+func (c *Cache[K, V]) adopt(epoch uint32, declared bool) bool {
+	if epoch <= c.adopted.Load() || !c.beginEpoch(epoch, declared) {
+		return false
 	}
+	c.opts.Logger.Warn("tidemark: the source has gone back, and everything is forgotten", "epoch", epoch)
+	c.emit(Event{Kind: EventSourceEpoch, Reason: fmt.Sprintf("epoch %d", epoch)})
+	return true
+}
+
+// beginEpoch is adopt without the word of it. What compares with versions of the
+// epoch must wait until it has returned: a mark would be forgotten with the others.
+func (c *Cache[K, V]) beginEpoch(epoch uint32, declared bool) bool {
+	c.adopting.Lock()
+	defer c.adopting.Unlock()
+	if epoch <= c.adopted.Load() {
+		return false // another has been at it
+	}
+	c.sourceEpoch.Store(epoch)
 	c.newGeneration()
 	for i := range c.shards {
 		s := &c.shards[i]
@@ -74,9 +80,8 @@ func (c *Cache[K, V]) adopt(epoch uint32) bool {
 		s.mu.Unlock()
 	}
 	if c.replica != nil {
-		c.replica.out.adopt(epoch)
+		c.replica.out.adopt(epoch, declared)
 	}
-	c.opts.Logger.Warn("tidemark: the source has gone back, and everything is forgotten", "epoch", epoch)
-	c.emit(Event{Kind: EventSourceEpoch, Reason: fmt.Sprintf("epoch %d", epoch)})
+	c.adopted.Store(epoch)
 	return true
 }

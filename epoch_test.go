@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,6 +111,36 @@ func TestS19_AMessageOfAnEarlierEpoch(t *testing.T) {
 	})
 }
 
+// An epoch begins while a message of the one before is being applied.
+func TestS19_AMessageThatAnEpochOvertakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, codec := newBus(), &stopping{}
+		c := newCache(t, Options[string, int]{Invalidator: b.invalidator(), KeyCodec: codec})
+		require.NoError(t, c.Ready(t.Context()))
+		old := newStranger(t, b)
+		codec.parse = func() {
+			codec.parse = nil
+			c.adopt(1, false)
+		}
+		old.changed("k", 9, false)
+		assert.Nil(t, codec.parse)
+		assert.EqualValues(t, 0, c.Explain("k").TideMark)
+		require.NotEqual(t, Stale, c.Put("k", 5, 5))
+	})
+}
+
+// stopping is a codec that calls parse before it parses.
+type stopping struct{ parse func() }
+
+func (*stopping) AppendKey(dst []byte, key string) []byte { return append(dst, key...) }
+
+func (s *stopping) ParseKey(b []byte) (string, error) {
+	if s.parse != nil {
+		s.parse()
+	}
+	return string(b), nil
+}
+
 // Beside a log, a hint does not tell of an epoch: what it hurries along with that is
 // of versions that mean nothing here yet.
 func TestS19_AHintBesideALogTellsOfNoEpoch(t *testing.T) {
@@ -198,8 +229,8 @@ func TestS19_WhatWaitsToBeBroadcast(t *testing.T) {
 		synctest.Wait()
 		o.add([]byte("k"), at(9), 0)
 		o.add([]byte("gone"), mark{9, true}, 0)
-		o.adopt(1)
-		o.adopt(1)
+		o.adopt(1, true)
+		o.adopt(1, true)
 		o.add([]byte("late"), at(9), 0)
 		o.add([]byte("new"), at(5), 1)
 		p.fail(nil)
@@ -216,6 +247,91 @@ func TestS19_WhatWaitsToBeBroadcast(t *testing.T) {
 			assert.Equal(t, version, said[key].Version, key)
 			assert.False(t, said[key].Deleted, key)
 		}
+	})
+}
+
+// A restore throws everything away once, whoever declares it, and whichever message
+// is the first to tell of it.
+func TestS19_EverythingIsThrownAwayOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		r := followers(t, 3, s, log, Options[string, int]{})
+		log.setRefuse(errors.New("no quorum"))
+		var calls sync.WaitGroup
+		calls.Go(func() { assert.NoError(t, r[0].Invalidate(context.Background(), "k", 1)) })
+		synctest.Wait() // it is under way
+		calls.Go(func() { assert.NoError(t, r[0].SetSourceEpoch(context.Background(), 1)) })
+		time.Sleep(2 * testBeat) // a hello waits beside the word of the epoch
+		log.setRefuse(nil)
+		calls.Wait()
+		time.Sleep(time.Second)
+		for _, c := range r {
+			assert.EqualValues(t, 1, c.Stats().SourceEpoch)
+			assert.EqualValues(t, 1, generation(c.era.Load()), "a hello comes first")
+		}
+		for _, c := range r {
+			calls.Go(func() { assert.NoError(t, c.SetSourceEpoch(context.Background(), 2)) })
+		}
+		calls.Wait()
+		time.Sleep(time.Second)
+		for _, c := range r {
+			assert.EqualValues(t, 2, c.Stats().SourceEpoch)
+			assert.EqualValues(t, 2, generation(c.era.Load()), "all of them declare it")
+		}
+		msg, err := wire.Append(nil, &wire.Message{Kind: wire.KindInvalidateAll, CacheID: r[0].replica.out.id, Origin: 7, Seq: 1, Epoch: 3})
+		require.NoError(t, err)
+		_, err = log.Append(t.Context(), msg)
+		require.NoError(t, err)
+		synctest.Wait()
+		for _, c := range r {
+			assert.EqualValues(t, 3, generation(c.era.Load()), "everything changed, says the first message of it")
+		}
+	})
+}
+
+// Who declares an epoch that is being declared is told when the others are.
+func TestSetSourceEpoch_WaitsForADeclarationThatIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		log.beat = time.Hour
+		stuck := make(chan struct{})
+		inv := log.invalidator()
+		a := newCache(t, Options[string, int]{Store: s, Invalidator: inv, OnEvent: func(e Event) {
+			if e.Kind == EventSourceEpoch {
+				<-stuck
+			}
+		}})
+		b, _ := listener(t, s, inv)
+		require.NoError(t, a.Ready(t.Context()))
+		require.NoError(t, b.Ready(t.Context()))
+		go func() { _ = a.SetSourceEpoch(context.Background(), 1) }()
+		synctest.Wait()
+		require.NoError(t, a.SetSourceEpoch(context.Background(), 1))
+		synctest.Wait()
+		assert.EqualValues(t, 1, b.Stats().SourceEpoch)
+		close(stuck)
+	})
+}
+
+// The word of an epoch is not dropped with intents that were given up beside it.
+func TestOutbox_TheWordOfAnEpochStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, o := newPost(t)
+		release := p.hold()
+		o.add([]byte("under way"), at(1), 0)
+		synctest.Wait()
+		o.adopt(1, true)
+		ticket := o.latest()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		in, err := o.intend([]byte("k"), OpID{1}, time.Second)
+		require.NoError(t, err)
+		_, err = o.awaitIntent(ctx, in)
+		require.ErrorIs(t, err, context.Canceled)
+		release()
+		require.NoError(t, o.wait(t.Context(), ticket))
+		all := p.messages()
+		assert.EqualValues(t, 1, all[len(all)-1].Epoch)
 	})
 }
 

@@ -399,7 +399,7 @@ func (r *member[K, V]) receive(e *ear, msg []byte) {
 		return
 	}
 	r.received.Add(1)
-	adopted := r.c.adopt(m.Epoch)
+	adopted := r.c.adopt(m.Epoch, false)
 	switch m.Kind {
 	case wire.KindInvalidateAll:
 		if !adopted { // which has thrown everything away
@@ -471,7 +471,6 @@ func (r *member[K, V]) hurry(e *ear, msg []byte) {
 // earlier epoch is none: whoever told it has not heard of this one yet, and may
 // have written since it began.
 func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
-	earlier := message.Epoch < r.c.sourceEpoch.Load()
 	at, applied := moment{now: r.c.now()}, uint64(0) // looking at the clock takes as long as the rest for a key
 	for i := range message.Entries {
 		w := &message.Entries[i]
@@ -498,11 +497,11 @@ func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 			continue
 		}
 		m := mark{Version(w.Version), w.Deleted}
-		if earlier {
-			m = mark{}
-		}
 		s := r.c.shard(hash)
 		s.mu.Lock()
+		if message.Epoch < r.c.sourceEpoch.Load() { // under the lock: an epoch that begins takes it to forget
+			m = mark{}
+		}
 		if at.era = r.c.era.Load(); s.delayed.lag > 0 {
 			at.now = r.c.now() // what it remembers it remembers from now on
 		}
@@ -805,11 +804,11 @@ func (c *Cache[K, V]) newGeneration() {
 	c.policy.kick()
 }
 
-// apply applies one change in this process.
-func (c *Cache[K, V]) apply(key K, hash uint64, m mark, by cause) {
+// apply applies one change in this process. epoch is what m is of.
+func (c *Cache[K, V]) apply(key K, hash uint64, m mark, epoch uint32, by cause) {
 	s := c.shard(hash)
 	s.mu.Lock()
-	s.invalidateLocked(key, hash, m, by, c.moment())
+	s.invalidateLocked(key, hash, c.comparable(m, epoch), by, c.moment())
 	s.mu.Unlock()
 }
 
@@ -863,7 +862,7 @@ func (c *Cache[K, V]) viewKey(b []byte) (key K, err error) {
 // an Invalidator in the Options, Invalidate never waits.
 func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) error {
 	m, epoch := mark{version: version}, c.sourceEpoch.Load()
-	c.apply(key, c.keys.hash(key), m, byInvalidate)
+	c.apply(key, c.keys.hash(key), m, epoch, byInvalidate)
 	if !c.work.enter() {
 		return ErrClosed
 	}

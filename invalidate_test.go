@@ -1796,7 +1796,7 @@ func (w *weather) run(rt *rapid.T) {
 			if rapid.Bool().Draw(rt, "versionless") {
 				v = 0
 			}
-			w.r[i].apply(k, w.r[i].keys.hash(k), mark{version: v}, byInvalidate)
+			w.r[i].apply(k, w.r[i].keys.hash(k), mark{version: v}, 0, byInvalidate)
 			w.r[i].announce(k, mark{version: v}, 0)
 			if v != 0 {
 				w.seen[i][k] = v

@@ -73,7 +73,9 @@ type parcel struct {
 	entry  wire.Entry
 	ticket uint64
 	intent *intent // if it says that a write is about to begin
-	gone   bool    // that write was given up before it was told
+	gone   bool    // it says nothing: that write was given up before it was told
+
+	declares bool // it says nothing but the epoch, as every message does
 }
 
 // An intent is the word that a strict write is about to begin. It is never
@@ -188,7 +190,7 @@ func (o *outbox) awaitIntent(ctx context.Context, in *intent) (untold bool, err 
 			*p = parcel{ticket: p.ticket, gone: true}
 			o.gone++
 			if o.gone > len(o.queue)/2 {
-				o.dropLocked(func(p parcel) bool { return p.gone })
+				o.dropLocked(func(p parcel) bool { return p.gone && !p.declares })
 			}
 			return true, errors.Join(ctx.Err(), o.failing)
 		}
@@ -240,8 +242,10 @@ func (o *outbox) conclude(key []byte, op OpID, m mark, epoch uint32, void bool) 
 }
 
 // adopt begins an epoch. What waits is of an earlier one, and becomes word of
-// changes without a version.
-func (o *outbox) adopt(epoch uint32) {
+// changes without a version. If the epoch is declared here a message is queued to
+// tell of it, which says nothing else: the replicas throw everything away when they
+// hear of it, by whatever comes first, and not once more when it has come.
+func (o *outbox) adopt(epoch uint32, declared bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if epoch <= o.epoch {
@@ -251,6 +255,12 @@ func (o *outbox) adopt(epoch uint32) {
 	for i := range o.queue {
 		e := &o.queue[i].entry
 		e.Version, e.Deleted = 0, false
+	}
+	if declared {
+		o.tickets++
+		o.queue = append(o.queue, parcel{ticket: o.tickets, gone: true, declares: true})
+		o.gone++
+		o.kick()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 // Lock order. A goroutine that holds one of these may take only a lower one,
 // and never two of the same line:
 //
+//	0  Cache.adopting                    while an epoch of the source begins
 //	1  policy.turn                       for the calls of Ristretto
 //	2  shard.mu                          one shard
 //	3  gate.mu, member.mu, outbox.mu     each for a few instructions

@@ -295,12 +295,12 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 	case err == nil:
 		// Committed, but at a version that orders nothing: the contract is
 		// broken, and only the source knows the key's state.
-		c.apply(w.key, w.hash, mark{}, byWrite)
+		c.apply(w.key, w.hash, mark{}, w.epoch, byWrite)
 		c.told(w, mark{}, false)
 		return none, fmt.Errorf("%w: the store put version %d after %d", ErrNoVersion, version, w.base)
 	case errors.As(err, &conflict) && conflict != nil:
 		c.stats.conflicts.Add(1)
-		c.apply(w.key, w.hash, c.comparable(mark{conflict.Current, conflict.Absent}, w.epoch), byWrite)
+		c.apply(w.key, w.hash, mark{conflict.Current, conflict.Absent}, w.epoch, byWrite)
 		c.told(w, mark{}, true)
 		return none, err
 	case errors.Is(err, ErrUnavailable):
