@@ -96,11 +96,13 @@ const (
 	// is served from memory.
 	Joining
 
-	// Fresh: it hears them. With a Log, a probe has come back within three beats.
+	// Fresh: it hears them. With a Log, a probe has come back that was sent within
+	// the last three beats.
 	Fresh
 
-	// Suspect: there is a Log, and no probe has come back for three beats. Entries
-	// are served at Any, and their Age grows.
+	// Suspect: there is a Log, and no probe has come back that was sent within the
+	// last three beats: it cannot be read, or what is appended takes longer than that
+	// to arrive. Entries are served at Any, and their Age says how old they can be.
 	Suspect
 
 	// Ended: the cache is closed.

@@ -154,7 +154,7 @@ type Message struct {
 	Flags uint16 // FlagIgnorable; other bits are handed through
 
 	CacheID uint64 // which cache: application, name, environment and schema
-	Epoch   uint32 // history of the source that versions belong to; reserved: always 0, and not looked at
+	Epoch   uint32 // of the source: versions of another one are not compared with those of Entries
 	Origin  uint64 // the sending process, random at its start
 	Seq     uint64 // number of this message at its origin, from 1 without holes
 
