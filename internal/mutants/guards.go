@@ -2005,7 +2005,7 @@ var guards = []guard{
 		name:   "apply 5",
 		file:   "invalidate.go",
 		old:    "\t\tif message.Epoch < r.c.sourceEpoch.Load() { // under",
-		new:    "\t\tif false {",
+		new:    "\t\tif false { // under",
 		breaks: "a version of before a restore is compared with those of after it (S19)",
 		test:   "TestS19_AMessageOfAnEarlierEpoch",
 	},
