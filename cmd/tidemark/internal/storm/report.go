@@ -150,7 +150,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 	}
 	b.WriteString(legend)
 	for _, c := range sorted {
-		fmt.Fprintf(&b, "  %-12s  %s\n", c.Name, strings.ReplaceAll(c.Promise, "\n", "\n"+strings.Repeat(" ", 16)))
+		fmt.Fprintf(&b, "  %-15s  %s\n", c.Name, strings.ReplaceAll(c.Promise, "\n", "\n"+strings.Repeat(" ", 19)))
 	}
 	for _, c := range sorted {
 		for _, v := range c.Violations {
@@ -182,9 +182,9 @@ func failRank(r Result) int {
 // verdictLine says in words whether the contender failed.
 func verdictLine(c Result) string {
 	failures := c.Failures()
-	line := fmt.Sprintf("%-12s did not fail in this storm", c.Name)
+	line := fmt.Sprintf("%-15s did not fail in this storm", c.Name)
 	if len(failures) > 0 {
-		line = fmt.Sprintf("%-12s FAILED: %s", c.Name, strings.Join(failures, ", "))
+		line = fmt.Sprintf("%-15s FAILED: %s", c.Name, strings.Join(failures, ", "))
 		if c.LostCents > 0 {
 			line += fmt.Sprintf(" (the balances are off by %s cents)", group(uint64(c.LostCents)))
 		}

@@ -34,8 +34,8 @@ func TestTableShowsFailingContendersFirst(t *testing.T) {
 		assert.Less(t, len(line), 100, "the tables fit a terminal")
 		assert.Equal(t, strings.TrimRight(line, " "), line)
 	}
-	assert.Contains(t, text, "map          FAILED: 3 lost updates (the balances are off by 1,250 cents)")
-	assert.Contains(t, text, "ttl          did not fail in this storm; 1.00% of its reads were stale")
+	assert.Contains(t, text, "map             FAILED: 3 lost updates (the balances are off by 1,250 cents)")
+	assert.Contains(t, text, "ttl             did not fail in this storm; 1.00% of its reads were stale")
 	assert.Contains(t, text, "its tide mark")
 }
 
