@@ -142,6 +142,7 @@ type simRun struct {
 	zeal     int    // how likely a client is to act, compared with others
 
 	replicas  []*simReplica
+	leaving   []*simReplica // those that were closed, and may be at it
 	clients   []*simClient
 	outside   *simOutside
 	tags      int
@@ -524,6 +525,7 @@ func (r *simRun) evict(s *simReplica) {
 // close ends a replica in an orderly way; another one takes its place.
 func (r *simRun) close(s *simReplica) {
 	s.closing = true
+	r.leaving = append(r.leaving, s)
 	r.w.Trace("%d: closes", s.proc.ID)
 	op := &simOp{client: 100 + s.proc.ID, replica: s}
 	timeout := r.w.Between(10*time.Millisecond, 3*time.Second)
@@ -803,6 +805,9 @@ func (r *simRun) end() {
 	for _, s := range r.replicas {
 		r.w.Kill(s.proc)
 		r.bury(s.cache.Close)
+	}
+	for _, s := range r.leaving {
+		r.w.Kill(s.proc)
 	}
 	if r.outside != nil {
 		r.w.Kill(r.outside.proc)
