@@ -76,6 +76,7 @@ func (c *Cache[K, V]) beginEpoch(epoch uint32, declared bool) bool {
 		s := &c.shards[i]
 		s.mu.Lock()
 		s.tide.forget()
+		s.delayed.forget()
 		s.since = generation(c.era.Load())
 		s.mu.Unlock()
 	}

@@ -233,6 +233,8 @@ func TestS19_WhatWaitsToBeBroadcast(t *testing.T) {
 		o.adopt(1, true)
 		o.add([]byte("late"), at(9), 0)
 		o.add([]byte("new"), at(5), 1)
+		o.conclude([]byte("ended late"), OpID{1}, at(9), 0, false)
+		o.conclude([]byte("ended"), OpID{2}, at(5), 1, false)
 		p.fail(nil)
 		require.NoError(t, o.wait(t.Context(), o.latest()))
 		said := map[string]wire.Entry{}
@@ -242,8 +244,8 @@ func TestS19_WhatWaitsToBeBroadcast(t *testing.T) {
 				said[string(e.Key)], epochs[string(e.Key)] = e, m.Epoch
 			}
 		}
-		assert.Equal(t, map[string]uint32{"first": 0, "k": 1, "gone": 1, "late": 1, "new": 1}, epochs)
-		for key, version := range map[string]uint64{"first": 1, "k": 0, "gone": 0, "late": 0, "new": 5} {
+		assert.Equal(t, map[string]uint32{"first": 0, "k": 1, "gone": 1, "late": 1, "new": 1, "ended late": 1, "ended": 1}, epochs)
+		for key, version := range map[string]uint64{"first": 1, "k": 0, "gone": 0, "late": 0, "new": 5, "ended late": 0, "ended": 5} {
 			assert.Equal(t, version, said[key].Version, key)
 			assert.False(t, said[key].Deleted, key)
 		}
@@ -353,6 +355,45 @@ func TestS19_PutsOfTheNewEpoch(t *testing.T) {
 		for i := range 500 {
 			require.NotEqual(t, Stale, c.Put(strconv.Itoa(i), i, 8), "%v", c.Explain(strconv.Itoa(i)))
 		}
+	})
+}
+
+// A change of the epoch before is applied only now: its version is no mark.
+func TestS19_AChangeThatAnEpochOvertakes(t *testing.T) {
+	c := newCache(t, Options[string, int]{MaxCost: small})
+	require.Equal(t, Applied, c.Put("k", 900, 9))
+	require.NoError(t, c.SetSourceEpoch(t.Context(), 1))
+	require.Equal(t, Applied, c.Put("k", 500, 5))
+	c.apply("k", c.keys.hash("k"), mark{version: 9}, 0, byInvalidate)
+	requireNotServed(t, c, "k")
+	require.Equal(t, Applied, c.Put("k", 600, 6))
+}
+
+// A lagging load of the new epoch is held against nothing that was seen in the one
+// before it, once its lag has passed: it needs no strong one beside it.
+func TestS19_LaggingLoadsOfTheNewEpoch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lag = time.Second
+		replica, primary := newSource(), newSource()
+		c := newCache(t, Options[string, int]{Loader: replica, LoaderClass: Lagging(lag), Store: primary, MaxCost: small, Shards: 1})
+		for _, s := range []*source{replica, primary} {
+			s.restore("k", 900, 9)
+		}
+		hold(t, c, "k")
+		require.NoError(t, c.Invalidate(t.Context(), "gone", 9))
+		time.Sleep(3 * lag / 4)
+		for _, s := range []*source{replica, primary} {
+			s.restore("k", 500, 5)
+			s.restore("gone", 500, 5)
+		}
+		require.NoError(t, c.Invalidate(t.Context(), "gone", 9))
+		require.NoError(t, c.SetSourceEpoch(t.Context(), 1))
+		time.Sleep(lag) // until lagging loads are held off no longer; what was thrown away is swept meanwhile
+		asked := primary.loadCount()
+		hold(t, c, "k")
+		hold(t, c, "gone")
+		assert.Equal(t, asked, primary.loadCount(), "the primary was asked")
+		require.NoError(t, c.check())
 	})
 }
 

@@ -481,6 +481,59 @@ func TestLog_ADoubtIsSettledWhenTheLogHasIt(t *testing.T) {
 	})
 }
 
+// A boundOracle knows when which version of "k" came to count, and holds against it
+// what a replica serves that says that it is within the bound.
+type boundOracle struct {
+	bound           time.Duration
+	served, bounded atomic.Int64 // entries that were served, and those of them within the bound
+
+	mu    sync.Mutex // guards known
+	known []knownVersion
+}
+
+type knownVersion struct {
+	at      time.Time
+	version Version
+}
+
+// counts notes that v counts from now on.
+func (o *boundOracle) counts(v Version) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.known = append(o.known, knownVersion{time.Now(), v})
+}
+
+// newest returns the newest version that counted before at.
+func (o *boundOracle) newest(at time.Time) Version {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := sort.Search(len(o.known), func(i int) bool { return !o.known[i].at.Before(at) })
+	if i == 0 {
+		return 0
+	}
+	return o.known[i-1].version
+}
+
+// read reads "k" at c once, and reports whether that was served within the bound.
+func (o *boundOracle) read(t *testing.T, c *Cache[string, int]) (within bool) {
+	began := time.Now()
+	e, ok := c.GetEntry("k")
+	if !ok {
+		_, err := c.Load(t.Context(), "k")
+		assert.NoError(t, err)
+		return false
+	}
+	o.served.Add(1)
+	if e.Age < 0 || e.Age > o.bound {
+		return false // it says itself that it may be older
+	}
+	o.bounded.Add(1)
+	if want := o.newest(began.Add(-o.bound)); e.Version < want {
+		t.Errorf("beyond the bound: version %d of age %v, but %d counted %v before", e.Version, e.Age, want, o.bound)
+	}
+	return true
+}
+
 // Reads Within a bound never miss a change that was acknowledged longer ago than
 // that before they began, whatever the log does; readers that stop anywhere in
 // between included, which is what so many of them are for (S62, I6).
@@ -490,22 +543,8 @@ func TestWithin_NeverBeyondTheBound(t *testing.T) {
 	log.beat = minBeat
 	s.set("k", 0)
 	r := followers(t, 2, s, log, Options[string, int]{TTL: time.Hour}) // so that a read looks at the clock, and takes its time
-	var mu sync.Mutex                                                  // guards acks
-	type ack struct {
-		at      time.Time
-		version Version
-	}
-	acks := []ack{{time.Now(), 1}}
-	// newest returns the newest version that was acknowledged before at.
-	newest := func(at time.Time) Version {
-		mu.Lock()
-		defer mu.Unlock()
-		i := sort.Search(len(acks), func(i int) bool { return !acks[i].at.Before(at) })
-		if i == 0 {
-			return 0
-		}
-		return acks[i-1].version
-	}
+	acknowledged := &boundOracle{bound: bound}
+	acknowledged.counts(1)
 	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
 	defer stop()
 	var wg sync.WaitGroup
@@ -513,9 +552,7 @@ func TestWithin_NeverBeyondTheBound(t *testing.T) {
 		for ctx.Err() == nil {
 			e, err := r[0].Update(t.Context(), "k", func(cur Entry[int]) (int, error) { return cur.Value + 1, nil })
 			if assert.NoError(t, err) {
-				mu.Lock()
-				acks = append(acks, ack{time.Now(), e.Version})
-				mu.Unlock()
+				acknowledged.counts(e.Version)
 			}
 			time.Sleep(rand.N(bound / 4))
 		}
@@ -532,32 +569,16 @@ func TestWithin_NeverBeyondTheBound(t *testing.T) {
 		}
 		log.setDelay(0)
 	})
-	var served, bounded atomic.Int64
 	for range readers {
 		wg.Go(func() {
-			for ctx.Err() == nil {
-				began := time.Now()
-				e, ok := r[1].GetEntry("k")
-				if !ok {
-					_, err := r[1].Load(t.Context(), "k")
-					assert.NoError(t, err)
-					continue
-				}
-				served.Add(1)
-				if e.Age < 0 || e.Age > bound {
-					continue // it says itself that it may be older
-				}
-				bounded.Add(1)
-				if want := newest(began.Add(-bound)); e.Version < want {
-					assert.Fail(t, "beyond the bound", "version %d of age %v, but %d was acknowledged %v before", e.Version, e.Age, want, bound)
-					return
-				}
+			for ctx.Err() == nil && !t.Failed() {
+				acknowledged.read(t, r[1])
 			}
 		})
 	}
 	wg.Wait()
-	t.Logf("%d served, %d of them within %v", served.Load(), bounded.Load(), bound)
-	assert.Greater(t, bounded.Load(), int64(1000), "the bound was tried")
+	t.Logf("%d served, %d of them within %v", acknowledged.served.Load(), acknowledged.bounded.Load(), bound)
+	assert.Greater(t, acknowledged.bounded.Load(), int64(1000), "the bound was tried")
 }
 
 // A reader that heeds no context ends when it is closed, and a Hint beside the log

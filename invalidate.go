@@ -577,8 +577,8 @@ func (r *member[K, V]) lapse() {
 
 // listen records that m was heard, and says if it is for the first time, if that
 // shows that another message was missed, and how much of a surprise that is: at
-// every start of a replica the others are heard for the first time. An origin's first message has
-// number 1.
+// every start of a replica the others are heard for the first time. An origin's
+// first message has number 1.
 func (r *member[K, V]) listen(e *ear, m *wire.Message) (first bool, gap string, level slog.Level) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -113,12 +113,13 @@ type Options[K comparable, V any] struct {
 	// Strict makes Update, CompareAndSet and Delete tell the Log of a write
 	// before the Store is asked, and not only after it. Then Within holds against
 	// every committed write, not only against every acknowledged one, even if the
-	// process that makes it dies half-way. It costs what the other way costs, one
-	// append per write; the key is not cached anywhere while the write is under
-	// way, nothing can be written while the Log takes no messages, and for two
-	// DoubtTimeouts after joining a replica reads Within a bound only what it has
-	// loaded that recently. It needs a Store and a Log, and must be set, with the
-	// same DoubtTimeout, in all replicas that write or read Within a bound.
+	// process that makes it dies half-way. A write waits for one append, as it does
+	// otherwise, and its end is told in a second message, for which nobody waits.
+	// The key is not cached anywhere while the write is under way, nothing can be
+	// written while the Log takes no messages, and for two DoubtTimeouts after
+	// joining a replica reads Within a bound only what it has loaded that recently.
+	// It needs a Store and a Log, and must be set, with the same DoubtTimeout, in
+	// all replicas that write or read Within a bound.
 	//
 	// A process that is stopped between its intent and its write for longer than
 	// DoubtTimeout breaks the promise, as does a Store in which a write takes

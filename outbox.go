@@ -133,7 +133,7 @@ func (o *outbox) enqueue(key []byte, m mark, epoch uint32) (ticket uint64, colla
 		m = mark{} // it orders nothing any more
 	}
 	switch at, waits := o.index[string(key)]; {
-	case len(key) > maxKeyBytes, !waits && len(o.queue) >= maxBacklog:
+	case len(key) > maxKeyBytes, !waits && o.fullLocked():
 		o.collapseLocked()
 		o.collapsed++
 		collapsed = true
@@ -163,8 +163,8 @@ func (o *outbox) intend(key []byte, op OpID, ttl time.Duration) (*intent, error)
 	switch {
 	case len(key) > maxKeyBytes:
 		return nil, fmt.Errorf("key of %d bytes, want at most %d", len(key), maxKeyBytes)
-	case len(o.queue)-o.gone >= maxBacklog:
-		return nil, fmt.Errorf("%d keys wait to be broadcast", len(o.queue))
+	case o.fullLocked():
+		return nil, fmt.Errorf("%d keys wait to be broadcast", maxBacklog)
 	}
 	in := &intent{done: make(chan struct{})}
 	e := wire.Entry{Key: bytes.Clone(key), Stage: wire.Begun, Op: op, TTL: uint32((ttl + time.Millisecond - 1) / time.Millisecond)}
@@ -198,6 +198,9 @@ func (o *outbox) awaitIntent(ctx context.Context, in *intent) (untold bool, err 
 	return false, errors.Join(ctx.Err(), o.failing)
 }
 
+// fullLocked reports whether as many keys wait as may.
+func (o *outbox) fullLocked() bool { return len(o.queue)-o.gone >= maxBacklog }
+
 // dropLocked takes parcels out of the queue.
 func (o *outbox) dropLocked(which func(parcel) bool) {
 	o.queue = slices.DeleteFunc(o.queue, which)
@@ -226,7 +229,7 @@ func (o *outbox) conclude(key []byte, op OpID, m mark, epoch uint32, void bool) 
 	}
 	o.tickets++
 	ticket = o.tickets
-	full := len(o.queue) >= maxBacklog
+	full := o.fullLocked()
 	if full {
 		o.collapseLocked() // the intent lapses where it was heard
 		o.collapsed++

@@ -230,6 +230,7 @@ func TestConfirm_ACallThatFails(t *testing.T) {
 				s := &versionSource{source: newSource()}
 				c := suspected(t, s, keys, Options[string, int]{})
 				s.before = func(context.Context, []string) error { time.Sleep(time.Millisecond); return fail() }
+				began := time.Now()
 				var reads sync.WaitGroup
 				for i := range keys {
 					reads.Go(func() {
@@ -239,6 +240,7 @@ func TestConfirm_ACallThatFails(t *testing.T) {
 					})
 				}
 				reads.Wait()
+				assert.Less(t, time.Since(began), time.Second, "nobody waits for a call that has ended")
 				s.before = nil
 				readAll(t, c, keys)
 			})

@@ -289,7 +289,7 @@ func (s *shard[K, V]) judgePutLocked(key K, hash uint64, m mark, at moment) Outc
 		return Unproven
 	}
 	n := s.table.Find(hash, key)
-	if n == nil || n.E.version == 0 || generation(n.E.era) < s.since {
+	if n == nil || n.E.version == 0 || !s.orders(n.E.era) {
 		return s.tide.judge(hash, m, generation(at.era))
 	}
 	switch have := n.E.mark(); {
@@ -332,16 +332,21 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 // dropLocked takes n, which is in the table, out of it, and remembers its mark.
 func (s *shard[K, V]) dropLocked(n *node[K, V], at moment) {
 	s.foldLocked(n.Hash, n.E.mark(), n.E.cause, n.E.era, at)
-	s.delayed.raise(n.Hash, n.E.mark(), at.now)
+	if s.orders(n.E.era) {
+		s.delayed.raise(n.Hash, n.E.mark(), at.now)
+	}
 	s.untrackLocked(n.E.resident)
 	s.countLocked(n, nil, at)
 	s.table.Delete(n.Hash, n.Key)
 }
 
+// orders reports whether the versions of the given era are of the source's epoch.
+func (s *shard[K, V]) orders(era uint64) bool { return generation(era) >= s.since }
+
 // foldLocked folds the mark of a state of the given era into the tide, unless
 // that is of an earlier epoch.
 func (s *shard[K, V]) foldLocked(hash uint64, m mark, by cause, era uint64, at moment) {
-	if generation(era) >= s.since {
+	if s.orders(era) {
 		s.tide.fold(hash, m, by, at.now)
 	}
 }

@@ -245,7 +245,9 @@ func (r *simRun) choose() {
 		MaxCost: 64, ExpectedEntries: 16, Shards: 1 << w.IntN(2), TTLJitter: -1,
 		LoadTimeout: w.Between(100*time.Millisecond, time.Second), DoubtTimeout: w.Doubt, Strict: r.strict,
 	}
-	r.versions = w.IntN(3) == 0
+	if r.versions = w.IntN(3) == 0; r.versions {
+		r.keys = r.keys[:1] // which keys share a question is the scheduler's choice
+	}
 	if w.IntN(5) == 0 { // so little that Ristretto has no choice, which would be random
 		o.MaxCost, o.Shards = 2, 1
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"sort"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -112,29 +111,25 @@ func TestS34_WhatIsLoadedDuringAStrictWriteIsNotKept(t *testing.T) {
 					if begins == "after the intent" {
 						read()
 					}
-					end := func() { close(load); reads.Wait() }
-					if ends == "before" {
-						end()
-						requireNotServed(t, r[1], "k")
+					now := func(what string) {
+						if ends == what {
+							close(load)
+							reads.Wait()
+							requireNotServed(t, r[1], "k")
+						}
 					}
+					now("before")
 					close(commit)
 					synctest.Wait()
-					if ends == "committed" {
-						end()
-						requireNotServed(t, r[1], "k")
-					}
+					now("committed")
 					if ends == "lapsed" {
 						time.Sleep(2*strictDoubt + 2*testBeat)
 						require.EqualValues(t, 1, r[1].Stats().Lapsed)
-						end()
-						requireNotServed(t, r[1], "k")
 					}
+					now("lapsed")
 					close(told)
 					writes.Wait()
-					if ends == "told" {
-						end()
-						requireNotServed(t, r[1], "k")
-					}
+					now("told")
 					s.afterLoad = nil
 					hold(t, r[1], "k")
 					e, _ := r[1].GetEntry("k")
@@ -661,29 +656,14 @@ func TestStrict_NeverBeyondTheBoundOfCommits(t *testing.T) {
 	s.set("k", 0)
 	o := Options[string, int]{Strict: true, DoubtTimeout: doubt, TTL: time.Hour}
 	writer := followers(t, 1, s, log, o)[0]
-	var mu sync.Mutex // guards commits
-	type commit struct {
-		at      time.Time
-		version Version
-	}
-	commits := []commit{{time.Now(), 1}}
-	newest := func(at time.Time) Version {
-		mu.Lock()
-		defer mu.Unlock()
-		i := sort.Search(len(commits), func(i int) bool { return !commits[i].at.Before(at) })
-		if i == 0 {
-			return 0
-		}
-		return commits[i-1].version
-	}
+	committed := &boundOracle{bound: bound}
+	committed.counts(1)
 	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
 	defer stop()
 	var wg sync.WaitGroup
 	die := errors.New("the answer is lost")
 	s.afterWrite = func(_ context.Context, key string) error {
-		mu.Lock()
-		commits = append(commits, commit{time.Now(), s.get(key).version})
-		mu.Unlock()
+		committed.counts(s.get(key).version)
 		if rand.IntN(4) == 0 {
 			time.Sleep(rand.N(2 * doubt)) // so that it is told late, or not in time
 		}
@@ -714,32 +694,16 @@ func TestStrict_NeverBeyondTheBoundOfCommits(t *testing.T) {
 		}
 		log.setDelay(0)
 	})
-	var served, bounded, vouched atomic.Int64
+	var vouched atomic.Int64
 	for ctx.Err() == nil { // one reader after the other joins
 		c := followers(t, 1, s, log, o)[0]
 		until := time.Now().Add(6 * doubt)
 		var round sync.WaitGroup
 		for range readers {
 			round.Go(func() {
-				for time.Now().Before(until) {
-					began := time.Now()
-					e, ok := c.GetEntry("k")
-					if !ok {
-						_, err := c.Load(t.Context(), "k")
-						assert.NoError(t, err)
-						continue
-					}
-					served.Add(1)
-					if e.Age < 0 || e.Age > bound {
-						continue // it says itself that it may be older
-					}
-					bounded.Add(1)
-					if time.Until(until) < 3*doubt {
+				for time.Now().Before(until) && !t.Failed() {
+					if committed.read(t, c) && time.Until(until) < 3*doubt {
 						vouched.Add(1)
-					}
-					if want := newest(began.Add(-bound)); e.Version < want {
-						assert.Fail(t, "beyond the bound", "version %d of age %v, but %d was committed %v before", e.Version, e.Age, want, bound)
-						return
 					}
 				}
 			})
@@ -747,6 +711,6 @@ func TestStrict_NeverBeyondTheBoundOfCommits(t *testing.T) {
 		round.Wait()
 	}
 	wg.Wait()
-	t.Logf("%d served, %d of them within %v, %d of these after the time of joining", served.Load(), bounded.Load(), bound, vouched.Load())
+	t.Logf("%d served, %d of them within %v, %d of these after the time of joining", committed.served.Load(), committed.bounded.Load(), bound, vouched.Load())
 	assert.Greater(t, vouched.Load(), int64(1000), "the bound was tried")
 }

@@ -128,6 +128,13 @@ func newDelayedTide(n int, lag int64) delayedTide {
 	return delayedTide{lag: lag, cur: make([]mark, n), prev: make([]mark, n)}
 }
 
+// forget forgets every mark, for versions that start again. Lagging loads are held
+// off for the lag then, so that none from before needs them.
+func (d *delayedTide) forget() {
+	clear(d.cur)
+	clear(d.prev)
+}
+
 // turn forgets what is older than the lag.
 func (d *delayedTide) turn(now int64) {
 	if now-d.turned < d.lag {

@@ -213,13 +213,7 @@ func (c *trio) others(i int) (j, k int) { return (i + 1) % 3, (i + 2) % 3 }
 // eventually is within for what takes elections.
 func eventually(t testing.TB, cond func() bool, what string, args ...any) {
 	t.Helper()
-	deadline := time.Now().Add(outlast)
-	for !cond() {
-		if time.Now().After(deadline) {
-			require.FailNow(t, fmt.Sprintf(what, args...))
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+	await(t, outlast, 2*time.Millisecond, cond, what, args...)
 }
 
 // A watch lets replicas write and read beside whatever the test does, and holds
@@ -537,23 +531,32 @@ func TestS69_AFollowerIsCutOff(t *testing.T) {
 	w.end()
 }
 
+// inMemoryOnThree returns three replicas of a stream in memory, one at each server:
+// one writes, and two read, the second of them failing where the first goes to the
+// source.
+func inMemoryOnThree(t *testing.T) (c *trio, js jetstream.JetStream, w *watch, writer *observed, readers [2]*observed) {
+	t.Helper()
+	memory := onThree()
+	memory.Memory = true
+	c = newTrio(t)
+	js = c.setUp(memory)
+	w = newWatch(t, newLedger())
+	at := func(i int) tidemark.Invalidator { return tidemark.NATS(dial(t, c.at(i), quiet), inCluster(memory)) }
+	writer = w.add("writer", at(0))
+	readers = [2]*observed{w.add("reader", at(1)), w.add("strict", at(2), failing)}
+	w.begin()
+	w.writes(writer)
+	for _, o := range readers {
+		w.reads(o)
+	}
+	return c, js, w, writer, readers
+}
+
 // TestP25_S49_MemoryStreamOnThreeAfterARestart restarts all servers. The stream is
 // there again, made at the same moment as before, and its messages are gone.
 func TestP25_S49_MemoryStreamOnThreeAfterARestart(t *testing.T) {
 	t.Parallel()
-	memory := onThree()
-	memory.Memory = true
-	c := newTrio(t)
-	js := c.setUp(memory)
-	w := newWatch(t, newLedger())
-	at := func(i int) tidemark.Invalidator {
-		return tidemark.NATS(dial(t, c.at(i), quiet), inCluster(memory))
-	}
-	writer, reader, strict := w.add("writer", at(0)), w.add("reader", at(1)), w.add("strict", at(2), failing)
-	w.begin()
-	w.writes(writer)
-	w.reads(reader)
-	w.reads(strict)
+	c, js, w, writer, readers := inMemoryOnThree(t)
 	for range 10 {
 		w.progress(writer)
 	}
@@ -561,8 +564,9 @@ func TestP25_S49_MemoryStreamOnThreeAfterARestart(t *testing.T) {
 	for i := range c.servers {
 		c.stop(i)
 	}
-	w.fellBack(reader)
-	w.fellBack(strict)
+	for _, o := range readers {
+		w.fellBack(o)
+	}
 	unacked := writer.unacked.Load()
 	eventually(t, func() bool { return writer.unacked.Load() > unacked }, "acknowledged by nobody")
 	for _, o := range w.all {
@@ -620,17 +624,7 @@ func TestCluster_LameDucks(t *testing.T) {
 // unconfirmed.
 func TestS49_TheStreamOnThreeIsMadeAnew(t *testing.T) {
 	t.Parallel()
-	memory := onThree()
-	memory.Memory = true
-	c := newTrio(t)
-	js := c.setUp(memory)
-	w := newWatch(t, newLedger())
-	at := func(i int) tidemark.Invalidator { return tidemark.NATS(dial(t, c.at(i), quiet), inCluster(memory)) }
-	writer, reader, strict := w.add("writer", at(0)), w.add("reader", at(1)), w.add("strict", at(2), failing)
-	w.begin()
-	w.writes(writer)
-	w.reads(reader)
-	w.reads(strict)
+	_, js, w, writer, _ := inMemoryOnThree(t)
 	for i := range 2 {
 		w.progress(writer)
 		before := state(t, js)

@@ -406,12 +406,16 @@ func ready(t testing.TB, r *replica) {
 // within waits for cond as long as patience lasts.
 func within(t testing.TB, cond func() bool, what string, args ...any) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !cond() {
+	await(t, patience, 100*time.Microsecond, cond, what, args...)
+}
+
+// await looks for cond after every pause, until it holds or the time is over.
+func await(t testing.TB, most, pause time.Duration, cond func() bool, what string, args ...any) {
+	t.Helper()
+	for deadline := time.Now().Add(most); !cond(); time.Sleep(pause) {
 		if time.Now().After(deadline) {
 			require.FailNow(t, fmt.Sprintf(what, args...))
 		}
-		time.Sleep(100 * time.Microsecond)
 	}
 }
 
