@@ -358,6 +358,22 @@ func TestS19_PutsOfTheNewEpoch(t *testing.T) {
 	})
 }
 
+// An entry of the epoch before that has not been swept yet is no mark either.
+func TestS19_AnEntryThatIsStillThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(t, Options[string, int]{MaxCost: small})
+		require.Equal(t, Applied, c.Put("k", 900, 9))
+		synctest.Wait()
+		c.policy.turn.Lock() // nothing is swept meanwhile
+		defer c.policy.turn.Unlock()
+		require.NoError(t, c.SetSourceEpoch(t.Context(), 1))
+		require.True(t, c.Explain("k").Thrown)
+		require.Equal(t, Applied, c.Put("k", 500, 5))
+		v, ok := c.Get("k")
+		assert.True(t, ok && v == 500)
+	})
+}
+
 // A change of the epoch before is applied only now: its version is no mark.
 func TestS19_AChangeThatAnEpochOvertakes(t *testing.T) {
 	c := newCache(t, Options[string, int]{MaxCost: small})

@@ -1975,7 +1975,7 @@ var guards = []guard{
 		old:    " || !s.orders(n.E.era)",
 		new:    "",
 		breaks: "an entry from before a restore refuses the Puts after it (S19)",
-		test:   "TestS19_PutsOfTheNewEpoch",
+		test:   "TestS19_AnEntryThatIsStillThere",
 	},
 	{
 		name:   "receive 11",
