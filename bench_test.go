@@ -150,9 +150,10 @@ func BenchmarkWithin(b *testing.B) {
 	}
 }
 
-// A log costs a Get nearly nothing, and a Read that it vouches for two looks at
-// the clock. The bounds have room for a busy machine and the race detector; what
-// it is exactly go run -C bench . -log measures.
+// A log costs a Get nearly nothing, and a Read that it vouches for a look at the
+// clock. What other programs take of the machine is in no best round, if there
+// are enough rounds: they go on until the bounds hold, or for a time in which
+// they would. What it costs exactly go run -C bench . -log measures.
 func TestWithin_CostsLittleMoreThanGet(t *testing.T) {
 	keys, lookup := benchStrings(0, 1000), benchStrings(0, 1000)
 	cached := func(inv Invalidator) *Cache[string, int] {
@@ -165,13 +166,16 @@ func TestWithin_CostsLittleMoreThanGet(t *testing.T) {
 		return c
 	}
 	without, with := cached(Invalidator{}), cached(newMemLog().invalidator())
-	best := [3]time.Duration{time.Hour, time.Hour, time.Hour} // what other programs take is not in it
-	for range 50 {
-		for i, get := range []func(k string) bool{
-			func(k string) bool { _, ok := without.Get(k); return ok },
-			func(k string) bool { _, ok := with.Get(k); return ok },
-			func(k string) bool { _, err := with.Read(t.Context(), k, Within(time.Minute)); return err == nil },
-		} {
+	gets := [...]func(k string) bool{
+		func(k string) bool { _, ok := without.Get(k); return ok },
+		func(k string) bool { _, ok := with.Get(k); return ok },
+		func(k string) bool { _, err := with.Read(t.Context(), k, Within(time.Minute)); return err == nil },
+	}
+	best := [len(gets)]time.Duration{time.Hour, time.Hour, time.Hour}
+	cheap := func() bool { return best[1] < best[0]*5/4 && best[2] < best[0]*7/2 }
+	rounds, deadline := 0, time.Now().Add(20*time.Second)
+	for ; rounds < 50 || !cheap() && time.Now().Before(deadline); rounds++ {
+		for i, get := range gets {
 			began, hits := time.Now(), 0
 			for _, k := range lookup {
 				if get(k) {
@@ -182,9 +186,8 @@ func TestWithin_CostsLittleMoreThanGet(t *testing.T) {
 			require.Equal(t, len(lookup), hits)
 		}
 	}
-	t.Logf("1000 Gets %v without a log, %v with; Reads Within %v", best[0], best[1], best[2])
-	assert.Less(t, best[1], best[0]*3/2)
-	assert.Less(t, best[2], best[0]*4)
+	t.Logf("%d rounds of 1000 Gets: %v without a log, %v with; Reads Within %v", rounds, best[0], best[1], best[2])
+	assert.True(t, cheap())
 }
 
 func benchMisses[K comparable](b *testing.B, keys func(from, n int) []K) {
