@@ -446,8 +446,9 @@ const (
 	// there. Twice that without a word ends the reader.
 	readerBeat = 500 * time.Millisecond
 
-	// readerBatch is how many messages a reader asks for at a time. It must
-	// hold that many.
+	// readerBatch is how many messages a reader lets the server send ahead. It
+	// holds up to three times as many: as many again in its inbox, and what it
+	// has taken from there.
 	readerBatch = 256
 
 	// readerIdle is when the server forgets a reader that asks for nothing.
@@ -625,28 +626,115 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 	r := &natsReader{log: l, consumer: consumer, link: link, quiet: time.NewTimer(owedTimeout)}
 	r.last = consumer.CachedInfo().Delivered.Stream // it begins with the next
 	r.life, r.end = context.WithCancel(context.Background())
+	r.inbox.arrived, r.inbox.emptied = make(chan struct{}, 1), make(chan struct{}, 1)
+	r.trouble = make(chan error, 1)
+	r.running, err = consumer.Consume(r.deliver,
+		jetstream.PullMaxMessages(readerBatch),
+		jetstream.PullHeartbeat(readerBeat),
+		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+			select {
+			case r.trouble <- err:
+			default: // the first is enough to end it
+			}
+		}))
+	if err != nil {
+		r.end()
+		return nil, l.failed(ctx, "consume", err, past)
+	}
 	return r, nil
 }
 
-// A natsReader reads a stream through a consumer of its own, batch by batch. It
-// never makes another consumer: that is for who can compare what comes first
-// with what came last.
+// A natsReader reads a stream through a consumer of its own. It never makes
+// another, and does not go on with this one after trouble: that is for who can
+// compare what comes first with what came last.
 type natsReader struct {
 	log      *natsLog
 	consumer jetstream.Consumer
+	running  jetstream.ConsumeContext
 	link     chan nats.Status // tells when the connection breaks; closed by Close
+	trouble  chan error       // tells what else ends the reading
+	inbox    natsInbox
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
 
 	// For the goroutine that reads.
 
-	batch  jetstream.MessageBatch // under way, or nil
-	last   uint64                 // number of the message before the next
-	first  jetstream.Msg          // waits for Next since Open, or nil
-	quiet  *time.Timer            // runs while it waits
-	owed   bool                   // the stream had more when quiet ended last
-	failed error                  // what ended the reading
+	taken  []natsMessage // from the inbox
+	at     int           // the next of them
+	last   uint64        // number of the message before the next
+	quiet  *time.Timer   // runs while it waits
+	owed   bool          // the stream had more when quiet ended last
+	failed error         // what ended the reading
+}
+
+type natsMessage struct {
+	seq  uint64
+	data []byte
+}
+
+// A natsInbox holds what has arrived until the reader takes it, all at once: a
+// channel would wake somebody for each message, which takes longer than the rest.
+type natsInbox struct {
+	// Each holds a token when that has happened.
+
+	arrived chan struct{} // something is in messages
+	emptied chan struct{} // messages was taken
+
+	mu       sync.Mutex // guards everything below
+	messages []natsMessage
+}
+
+// deliver is called for one message after the other. It waits while the inbox is
+// full, so that the server is not asked for more.
+func (r *natsReader) deliver(m jetstream.Msg) {
+	d, err := m.Metadata()
+	if err != nil {
+		select {
+		case r.trouble <- err:
+		default:
+		}
+		return
+	}
+	in := &r.inbox
+	in.mu.Lock()
+	in.messages = append(in.messages, natsMessage{d.Sequence.Stream, m.Data()})
+	full := len(in.messages) >= readerBatch
+	in.mu.Unlock()
+	notify(in.arrived)
+	for full {
+		select {
+		case <-in.emptied:
+		case <-r.life.Done():
+			return
+		}
+		in.mu.Lock()
+		full = len(in.messages) >= readerBatch // the token may have been an old one
+		in.mu.Unlock()
+	}
+}
+
+// take takes what has arrived, if anything has.
+func (r *natsReader) take() bool {
+	in, read := &r.inbox, r.taken
+	clear(read) // nobody needs it any more
+	in.mu.Lock()
+	r.taken, in.messages = in.messages, read[:0]
+	in.mu.Unlock()
+	r.at = 0
+	if len(r.taken) == 0 {
+		return false
+	}
+	notify(in.emptied)
+	return true
+}
+
+// notify leaves a token unless there is one.
+func notify(token chan<- struct{}) {
+	select {
+	case token <- struct{}{}:
+	default:
+	}
 }
 
 var errReaderClosed = errors.New("tidemark: the reader of the log is closed")
@@ -657,13 +745,13 @@ var errReaderClosed = errors.New("tidemark: the reader of the log is closed")
 func (r *natsReader) arrive(ctx context.Context, from uint64) error {
 	wait, cancel := context.WithTimeout(ctx, arrivalTimeout)
 	defer cancel()
-	m, seq, err := r.receive(wait)
+	err := r.receive(wait)
 	switch {
-	case err == nil && seq == from:
-		r.first, r.last = m, seq-1
+	case err == nil && r.taken[r.at].seq == from:
+		r.last = from - 1
 		return nil
 	case err == nil:
-		return fmt.Errorf("%w: asked for sequence %d, got %d", ErrGap, from, seq)
+		return fmt.Errorf("%w: asked for sequence %d, got %d", ErrGap, from, r.taken[r.at].seq)
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 		return fmt.Errorf("%w: sequence %d is not there", ErrGap, from)
 	}
@@ -678,21 +766,19 @@ func (r *natsReader) arrive(ctx context.Context, from uint64) error {
 // error that wraps ErrGap means that the server has sent another message than
 // the next.
 func (r *natsReader) Next(ctx context.Context) (seq uint64, msg []byte, err error) {
+	if r.failed == nil {
+		r.failed = r.receive(ctx)
+	}
 	if r.failed != nil {
 		return 0, nil, r.failed
 	}
-	m := r.first
-	if r.first = nil; m != nil {
-		seq = r.last + 1
-	} else if m, seq, err = r.receive(ctx); err == nil && seq != r.last+1 {
-		err = fmt.Errorf("%w: sequence %d after %d", ErrGap, seq, r.last)
+	m := r.taken[r.at]
+	if m.seq != r.last+1 {
+		r.failed = fmt.Errorf("%w: sequence %d after %d", ErrGap, m.seq, r.last)
+		return 0, nil, r.failed
 	}
-	if err != nil {
-		r.failed = err
-		return 0, nil, err
-	}
-	r.last = seq
-	return seq, m.Data(), nil
+	r.at, r.last = r.at+1, m.seq
+	return m.seq, m.data, nil
 }
 
 // broken returns an error if the link has broken.
@@ -715,41 +801,35 @@ func (r *natsReader) linkError(status nats.Status, open bool) error {
 	return fmt.Errorf("tidemark: log: the connection is %v", status)
 }
 
-// receive waits for whatever message comes next.
-func (r *natsReader) receive(ctx context.Context) (m jetstream.Msg, seq uint64, err error) {
+// receive waits until there is a next message, whichever it is.
+func (r *natsReader) receive(ctx context.Context) error {
 	if err := r.broken(); err != nil {
-		return nil, 0, err // before what had arrived until then
+		return err // before what had arrived until then
+	}
+	if r.at < len(r.taken) || r.take() {
+		return nil
 	}
 	r.owed = false
 	r.quiet.Reset(owedTimeout)
 	defer r.quiet.Stop()
-	for m == nil {
-		if err := r.ask(); err != nil {
-			return nil, 0, err
-		}
+	for {
 		select {
-		case m = <-r.batch.Messages():
-			if m == nil { // the batch is over
-				if err := r.batch.Error(); err != nil {
-					return nil, 0, r.ended(err)
-				}
-				r.batch = nil
+		case <-r.inbox.arrived:
+			if r.take() {
+				return nil
 			}
+		case err := <-r.trouble:
+			return r.ended(err)
 		case <-r.quiet.C:
 			if err := r.overdue(); err != nil {
-				return nil, 0, err
+				return err
 			}
 		case status, open := <-r.link: // which Close closes
-			return nil, 0, r.linkError(status, open)
+			return r.linkError(status, open)
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return ctx.Err()
 		}
 	}
-	d, err := m.Metadata()
-	if err != nil {
-		return nil, 0, r.ended(err)
-	}
-	return m, d.Sequence.Stream, nil
 }
 
 // overdue is called when nothing has come for a while. It returns an error if the
@@ -765,19 +845,7 @@ func (r *natsReader) overdue() error {
 	return nil
 }
 
-// ask asks for a batch unless one is under way.
-func (r *natsReader) ask() (err error) {
-	if r.batch != nil {
-		return nil
-	}
-	r.batch, err = r.consumer.Fetch(readerBatch, jetstream.FetchContext(r.life), jetstream.FetchHeartbeat(readerBeat))
-	if err != nil {
-		return r.ended(err)
-	}
-	return nil
-}
-
-// ended is the error of a batch that could not be had.
+// ended is the error of a reading that ends by err.
 func (r *natsReader) ended(err error) error {
 	if r.life.Err() != nil {
 		return errReaderClosed
@@ -790,6 +858,7 @@ func (r *natsReader) ended(err error) error {
 // by another goroutine than the one that reads, and again. It never fails.
 func (r *natsReader) Close() error {
 	r.end()
+	r.running.Stop()
 	r.log.nc.RemoveStatusListener(r.link)
 	ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
 	defer cancel()

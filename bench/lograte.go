@@ -200,9 +200,8 @@ func (b *backlog) apply(nc *nats.Conn, resident bool) (pace, error) {
 }
 
 // raceRates measures how fast what is in a stream is read, by a consumer that
-// only counts, in the two ways that there are, and by a replica that applies it:
-// its reader uses Fetch. All of it is there before anybody
-// begins, so nobody waits for who publishes.
+// only counts, in the two ways that there are, and by a replica that applies it.
+// All of it is there before anybody begins, so nobody waits for who publishes.
 func raceRates(r *rig, p *report, rounds int) error {
 	return r.raceRates(p, rounds, 10_000)
 }

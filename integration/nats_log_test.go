@@ -771,6 +771,39 @@ func TestJetStream_CloseLeavesNothingBehind(t *testing.T) {
 	noGoroutines(t)
 }
 
+// TestJetStream_AReaderThatIsSlow is sent no more than it can hold until it reads
+// on, gets all, and can be closed while more wants in.
+func TestJetStream_AReaderThatIsSlow(t *testing.T) {
+	const messages, held = 3000, 3 * 256 // taken, in the inbox, on the way
+	nc := dial(t, natsServer(t, streaming(t)).ClientURL())
+	log, js := tidemark.NATS(nc, with(inMemory())).Log, admin(t, nc)
+	require.NoError(t, tidemark.SetUpNATSStream(soon(t), nc, with(inMemory())))
+	for i := uint64(1); i <= messages; i++ {
+		_, err := js.PublishAsync(tidemark.NATSLogSubject(natsCache), letter(1, i))
+		require.NoError(t, err)
+	}
+	<-js.PublishAsyncComplete()
+	read, left := open(t, log, 1), open(t, log, 1)
+	for _, name := range consumers(t, js) {
+		c, err := js.Consumer(soon(t), tidemark.NATSStreamName(natsCache), name)
+		require.NoError(t, err)
+		delivered := func() uint64 {
+			i, err := c.Info(soon(t))
+			require.NoError(t, err)
+			return i.Delivered.Consumer
+		}
+		within(t, func() bool { return delivered() >= 256 }, "nothing is sent ahead")
+		time.Sleep(300 * time.Millisecond) // in which the rest would come
+		require.LessOrEqual(t, delivered(), uint64(held), "more is sent than there is room for")
+	}
+	for i := uint64(1); i <= messages; i++ {
+		expect(t, read, i, letter(1, i))
+	}
+	require.NoError(t, left.Close())
+	require.NoError(t, read.Close())
+	noGoroutines(t)
+}
+
 // noGoroutines waits until neither we nor the reading half of nats.go have one.
 func noGoroutines(t testing.TB) {
 	t.Helper()

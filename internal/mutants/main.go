@@ -7,13 +7,16 @@
 //	go run ./internal/mutants -test 'TestSim$' -v   whether the simulation notices, and by which seed
 //
 // The working tree is not touched: the mutant is given to the compiler as an
-// overlay. Run it from the root of the repository.
+// overlay. Nor is Go's build cache, in which hundreds of mutants would leave tens
+// of gigabytes: a cache of its own is emptied after each. Run it from the root of
+// the repository.
 package main
 
 import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +46,11 @@ func main() {
 		fmt.Print(table())
 		return
 	}
+	cache, err := os.MkdirTemp("", "mutants")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		os.Exit(1)
+	}
 	survived, run := 0, 0
 	for _, g := range guards {
 		if !strings.Contains(g.name, *only) {
@@ -53,7 +61,7 @@ func main() {
 		}
 		run++
 		began := time.Now()
-		out, err := g.remove()
+		out, err := g.remove(buildCache(cache))
 		verdict := "red "
 		if err != nil {
 			verdict = "GREEN"
@@ -67,6 +75,7 @@ func main() {
 			fmt.Println(out)
 		}
 	}
+	_ = os.RemoveAll(cache) // what is left is the system's to clean
 	fmt.Printf("%d guards removed, %d not noticed\n", run, survived)
 	if survived > 0 || run == 0 {
 		os.Exit(1)
@@ -75,7 +84,7 @@ func main() {
 
 // remove runs the guard's test without the guard. The error says why that did
 // not prove anything.
-func (g *guard) remove() (output string, err error) {
+func (g *guard) remove(cache buildCache) (output string, err error) {
 	text, err := os.ReadFile(g.file)
 	if err != nil {
 		return "", err
@@ -108,10 +117,34 @@ func (g *guard) remove() (output string, err error) {
 	if pkg == "" {
 		pkg = "."
 	}
-	cmd := exec.Command("go", "test", "-overlay", list, "-count=1", "-timeout=120s", "-vet=off", "-run", g.test, pkg)
-	cmd.Dir = g.module
-	b, err := cmd.CombinedOutput()
+	test := func(args ...string) *exec.Cmd {
+		cmd := exec.Command("go", append([]string{"test", "-count=1", "-timeout=120s", "-vet=off", "-ldflags=-s -w"}, append(args, pkg)...)...)
+		cmd.Dir = g.module
+		cmd.Env = append(os.Environ(), "GOCACHE="+string(cache))
+		return cmd
+	}
+	if out, err := test("-run", "^$").CombinedOutput(); err != nil { // what the mutants share is built once
+		return string(out), fmt.Errorf("the test does not compile with the guard: %w", err)
+	}
+	defer cache.forget(time.Now())
+	b, err := test("-overlay", list, "-run", g.test).CombinedOutput()
 	return string(b), judge(string(b), err)
+}
+
+// A buildCache is a folder for GOCACHE.
+type buildCache string
+
+// forget removes what was built since then.
+func (c buildCache) forget(since time.Time) {
+	_ = filepath.WalkDir(string(c), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil // what cannot be removed only takes room
+		}
+		if info, err := d.Info(); err == nil && info.ModTime().After(since) && filepath.Dir(path) != string(c) {
+			_ = os.Remove(path)
+		}
+		return nil
+	})
 }
 
 // judge tells a test that went red from one that stayed green, did not run, or
