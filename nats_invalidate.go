@@ -448,7 +448,8 @@ const (
 
 	// readerBatch is how many messages a reader lets the server send ahead. It
 	// holds up to three times as many: as many again in its inbox, and what it
-	// has taken from there.
+	// has taken from there; and as many more for each time that the link comes
+	// back before somebody reads, and hears that it had broken.
 	readerBatch = 256
 
 	// readerIdle is when the server forgets a reader that asks for nothing.
@@ -631,11 +632,12 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 	r.running, err = consumer.Consume(r.deliver,
 		jetstream.PullMaxMessages(readerBatch),
 		jetstream.PullHeartbeat(readerBeat),
-		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		jetstream.ConsumeErrHandler(func(running jetstream.ConsumeContext, err error) {
 			select {
 			case r.trouble <- err:
 			default: // the first is enough to end it
 			}
+			running.Stop() // else nats.go asks for more every second, whether or not there is room
 		}))
 	if err != nil {
 		r.end()
@@ -743,15 +745,21 @@ var errReaderClosed = errors.New("tidemark: the reader of the log is closed")
 // that it is not there is a consumer that is alive and does not send it; one that
 // is dead says nothing of the log.
 func (r *natsReader) arrive(ctx context.Context, from uint64) error {
-	wait, cancel := context.WithTimeout(ctx, arrivalTimeout)
-	defer cancel()
-	err := r.receive(wait)
+	var err error
+	for range 2 { // the time of one may have passed while this process was suspended
+		wait, cancel := context.WithTimeout(ctx, arrivalTimeout/2)
+		err = r.receive(wait)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			break
+		}
+	}
 	switch {
 	case err == nil && r.taken[r.at].seq == from:
 		r.last = from - 1
 		return nil
 	case err == nil:
-		return fmt.Errorf("%w: asked for sequence %d, got %d", ErrGap, from, r.taken[r.at].seq)
+		return r.gap(fmt.Errorf("%w: asked for sequence %d, got %d", ErrGap, from, r.taken[r.at].seq))
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 		return fmt.Errorf("%w: sequence %d is not there", ErrGap, from)
 	}
@@ -774,11 +782,20 @@ func (r *natsReader) Next(ctx context.Context) (seq uint64, msg []byte, err erro
 	}
 	m := r.taken[r.at]
 	if m.seq != r.last+1 {
-		r.failed = fmt.Errorf("%w: sequence %d after %d", ErrGap, m.seq, r.last)
+		r.failed = r.gap(fmt.Errorf("%w: sequence %d after %d", ErrGap, m.seq, r.last))
 		return 0, nil, r.failed
 	}
 	r.at, r.last = r.at+1, m.seq
 	return m.seq, m.data, nil
+}
+
+// gap returns err, unless the link has broken since receive looked: then it may be
+// the link that has lost what is missing, and not the log.
+func (r *natsReader) gap(err error) error {
+	if broken := r.broken(); broken != nil {
+		return broken
+	}
+	return err
 }
 
 // broken returns an error if the link has broken.

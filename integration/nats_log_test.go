@@ -804,6 +804,85 @@ func TestJetStream_AReaderThatIsSlow(t *testing.T) {
 	noGoroutines(t)
 }
 
+// TestJetStream_AReaderThatIsCutAndNotRead: nats.go would ask for 256 more every
+// second, as it hears no heartbeat while the reader's inbox is full.
+func TestJetStream_AReaderThatIsCutAndNotRead(t *testing.T) {
+	const messages, held = 8000, 3*256 + 2*256 // when the link is back it asks once more, and before it stops perhaps again
+	s := natsServer(t, streaming(t))
+	near := dial(t, s.ClientURL())
+	js := admin(t, near)
+	require.NoError(t, tidemark.SetUpNATSStream(soon(t), near, with(inMemory())))
+	for i := uint64(1); i <= messages; i++ {
+		_, err := js.PublishAsync(tidemark.NATSLogSubject(natsCache), letter(1, i))
+		require.NoError(t, err)
+	}
+	<-js.PublishAsyncComplete()
+	c := newCable(t, s)
+	nc := dial(t, c.url(), hasty()...)
+	r := open(t, tidemark.NATS(nc, with(inMemory())).Log, 1)
+	names := consumers(t, js)
+	require.Len(t, names, 1)
+	delivered := func() uint64 {
+		c, err := js.Consumer(soon(t), tidemark.NATSStreamName(natsCache), names[0])
+		require.NoError(t, err)
+		return c.CachedInfo().Delivered.Consumer
+	}
+	within(t, func() bool { return delivered() >= 512 }, "nothing is sent ahead")
+	time.Sleep(300 * time.Millisecond) // until the inbox is full
+	before := nc.Stats().Reconnects
+	c.cut()
+	within(t, func() bool { return nc.Stats().Reconnects > before && nc.IsConnected() }, "the link does not come back")
+	time.Sleep(5 * time.Second)
+	require.LessOrEqual(t, delivered(), uint64(held), "it is sent more and more")
+	require.NotErrorIs(t, fails(t, r), tidemark.ErrGap)
+}
+
+// A slowContext takes its time, once, while a reader is about to wait for it.
+type slowContext struct {
+	context.Context
+	once   *sync.Once
+	during func()
+}
+
+func (c slowContext) Done() <-chan struct{} {
+	c.once.Do(c.during)
+	return c.Context.Done()
+}
+
+// TestJetStream_ACutIsNoGap: the link breaks with a message on it, is back and
+// brings the next one, all between two steps of a reader.
+func TestJetStream_ACutIsNoGap(t *testing.T) {
+	s := natsServer(t, streaming(t))
+	near := smallLog(dial(t, s.ClientURL()))
+	c := newCable(t, s)
+	nc := dial(t, c.url(), hasty()...)
+	far := smallLog(nc)
+	for last := uint64(1); last < 40; last += 3 { // what it sees first is a matter of luck
+		write(t, near, 1, last, last)
+		r := open(t, far, last)
+		expect(t, r, last, letter(1, last))
+		ctx := slowContext{soon(t), new(sync.Once), func() {
+			c.deaf.Store(true)
+			write(t, near, 1, last+1, last+1)
+			time.Sleep(20 * time.Millisecond)
+			before := nc.Stats().Reconnects
+			c.mend()
+			within(t, func() bool { return nc.Stats().Reconnects > before && nc.IsConnected() }, "the link does not come back")
+			time.Sleep(20 * time.Millisecond) // in which nats.go asks anew
+			write(t, near, 1, last+2, last+2)
+			time.Sleep(20 * time.Millisecond)
+		}}
+		_, _, err := r.Next(ctx)
+		require.ErrorContains(t, err, "the connection is")
+		require.NotErrorIs(t, err, tidemark.ErrGap, "the stream has everything")
+		require.NoError(t, r.Close())
+		r = open(t, far, last)
+		for i := last; i <= last+2; i++ {
+			expect(t, r, i, letter(1, i))
+		}
+	}
+}
+
 // noGoroutines waits until neither we nor the reading half of nats.go have one.
 func noGoroutines(t testing.TB) {
 	t.Helper()
