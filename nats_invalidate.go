@@ -448,8 +448,8 @@ const (
 
 	// readerBatch is how many messages a reader lets the server send ahead. It
 	// holds up to three times as many: as many again in its inbox, and what it
-	// has taken from there; and as many more for each time that the link comes
-	// back before somebody reads, and hears that it had broken.
+	// has taken from there. After the first trouble nats.go may ask for as many
+	// once more, before it is stopped.
 	readerBatch = 256
 
 	// readerIdle is when the server forgets a reader that asks for nothing.
@@ -626,7 +626,9 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 	}
 	r := &natsReader{log: l, consumer: consumer, link: link, quiet: time.NewTimer(owedTimeout)}
 	r.last = consumer.CachedInfo().Delivered.Stream // it begins with the next
-	r.life, r.end = context.WithCancel(context.Background())
+	life, end := context.WithCancel(context.Background())
+	up, forget := l.whileUp(life)
+	r.life, r.end = life, func() { end(); forget() }
 	r.inbox.arrived, r.inbox.emptied = make(chan struct{}, 1), make(chan struct{}, 1)
 	r.trouble = make(chan error, 1)
 	r.running, err = consumer.Consume(r.deliver,
@@ -643,6 +645,7 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 		r.end()
 		return nil, l.failed(ctx, "consume", err, past)
 	}
+	context.AfterFunc(up, r.running.Stop) // else nats.go asks anew whenever the link is back
 	return r, nil
 }
 
@@ -658,7 +661,7 @@ type natsReader struct {
 	inbox    natsInbox
 
 	life context.Context // ends with Close
-	end  context.CancelFunc
+	end  func()
 
 	// For the goroutine that reads.
 
@@ -766,13 +769,13 @@ func (r *natsReader) arrive(ctx context.Context, from uint64) error {
 	return err
 }
 
-// Next returns the next message, whose bytes are the caller's. It notices within
-// about a second that the consumer or the server is gone, within 4s that a consumer
-// does not deliver what the stream has acknowledged to this client, and at once that
-// the link has broken, even if it is back: the error then does not wrap ErrGap, and
-// Open with the last number that was read proves whether anything is missing. An
-// error that wraps ErrGap means that the server has sent another message than
-// the next.
+// Next returns the next message, whose bytes are the caller's. It notices at once
+// that the link has broken, even if it is back; and once it has returned what had
+// arrived, within about a second that the consumer or the server is gone, and
+// within 4s that a consumer does not deliver what the stream has acknowledged to
+// this client. The error then does not wrap ErrGap, and Open with the last number
+// that was read proves whether anything is missing. An error that wraps ErrGap
+// means that the server has sent another message than the next.
 func (r *natsReader) Next(ctx context.Context) (seq uint64, msg []byte, err error) {
 	if r.failed == nil {
 		r.failed = r.receive(ctx)
