@@ -259,9 +259,13 @@ func (h *natsHint) Subscribe(receive func(msg []byte), lost func(reason string))
 	link := h.nc.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CONNECTED, nats.CLOSED)
 	slow := sub.StatusChanged(nats.SubscriptionSlowConsumer)
 	var wg sync.WaitGroup
+	down := func(status nats.Status) { guarded(func() { lost("connection is " + status.String()) }) }
 	wg.Go(func() {
+		if status := h.nc.Status(); status != nats.CONNECTED {
+			down(status) // link tells only what comes after it
+		}
 		for status := range link {
-			guarded(func() { lost("connection is " + status.String()) })
+			down(status)
 		}
 	})
 	done := make(chan struct{})
@@ -522,6 +526,9 @@ func (l *natsLog) failed(ctx context.Context, what string, err, past error) erro
 	l.ready.Store(false)
 	if errors.Is(context.Cause(ctx), errReconnected) {
 		err = errReconnected
+	}
+	if status := l.nc.Status(); status != nats.CONNECTED {
+		err = fmt.Errorf("the connection is %v: %w", status, err)
 	}
 	err = fmt.Errorf("tidemark: stream %s: %s: %w", l.want.Name, what, err)
 	said := l.nc.LastError()

@@ -1049,6 +1049,27 @@ func TestNATS_WhatWaitedForStopIsNotDelivered(t *testing.T) {
 	assert.Zero(t, calls.Load(), "delivered after stop")
 }
 
+// TestNATS_NoServer: who waits in vain learns what is missing.
+func TestNATS_NoServer(t *testing.T) {
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, nobody.Close())
+	for name, stream := range map[string]*tidemark.NATSStream{"hint": nil, "log": small()} {
+		t.Run(name, func(t *testing.T) {
+			nc := dial(t, "nats://"+nobody.Addr().String()) // RetryOnFailedConnect
+			r := newReplica(t, newLedger(), tidemark.NATS(nc, with(stream)))
+			ctx, cancel := context.WithTimeout(t.Context(), 5*natsBeat)
+			defer cancel()
+			err := r.Ready(ctx)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.ErrorContains(t, err, name+": ")
+			require.ErrorContains(t, err, "connection is RECONNECTING")
+			require.Empty(t, r.of(tidemark.EventCutOff), "it was at no time connected")
+			require.Zero(t, r.Stats().Suspicions)
+		})
+	}
+}
+
 func TestNATS_NotYetConnected(t *testing.T) {
 	l := newLedger()
 	l.set("k", 1)
