@@ -27,10 +27,10 @@ TIMEOUT ?= 10m
 each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help test race bench fuzz lint mods mutants sim storm vuln
+.PHONY: help test race microbench fuzz lint mods mutants sim storm vuln
 
 help: ## this list
-	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "modules: $(MODULES)"
 
 test: ## every module: go vet, then the tests with the race detector; a skipped test fails the run
@@ -41,7 +41,7 @@ test: ## every module: go vet, then the tests with the race detector; a skipped 
 race: ## the root module with the race detector on 1, 2 and 4 CPUs
 	@$(NOSKIP) . -- -race -shuffle=on -timeout $(TIMEOUT) -cpu 1,2,4 ./...
 
-bench: ## benchmarks of the root module for benchstat (BENCH=regexp COUNT=10)
+microbench: ## benchmarks of the root module for benchstat (BENCH=regexp COUNT=10)
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
 
 fuzz: ## every fuzz target for FUZZTIME=30s

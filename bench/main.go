@@ -11,7 +11,7 @@
 // does in the background counts. The contenders take turns of 22 ms, in an order
 // and at a place of the trace that move on every round; a ratio is the median of
 // the rounds' ratios. A machine that is busy with something else changes the
-// times, but hardly the ratios. What -log measures is in docs/benchmarks.md.
+// times, but hardly the ratios. What -log measures is in docs/log-cost.md.
 package main
 
 import (
