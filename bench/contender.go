@@ -1,28 +1,40 @@
 package main
 
 import (
-	"context"
-	"hash/maphash"
-	"sync"
-	"sync/atomic"
-
-	"github.com/dgraph-io/ristretto/v2"
-	lru "github.com/hashicorp/golang-lru/v2"
-	"github.com/maypok86/otter/v2"
-	"github.com/puzpuzpuz/xsync/v4"
-
-	"github.com/tidemark-go/tidemark"
+	"fmt"
+	"slices"
 )
 
-// A value is what the caches hold: 32 bytes without pointers. Its top bit is 0.
+// A payload is a type of values without pointers: 16, 32 or 64 bytes. The top
+// bit of the first word is 0.
+type payload interface {
+	[2]uint64 | [4]uint64 | [8]uint64
+}
+
+// A value is what the caches hold if nothing else is said: 32 bytes.
 type value [4]uint64
+
+// An identifier is a type of keys.
+type identifier interface{ string | uint64 }
 
 // A contender is one cache, driven by loops that call it directly: a call
 // through an interface for each access would cost all contenders alike and
-// hide their differences.
+// hide their differences. Package loopgen writes the loops.
 type contender[K comparable] struct {
 	name string
+	loops[K]
 
+	// settle waits until what was put is readable.
+	settle func()
+	close  func()
+
+	// evicts is false if the contender is a bare map: a lower bound, which keeps
+	// all that it is given.
+	evicts bool
+}
+
+// loops are what is measured of a contender.
+type loops[K comparable] struct {
 	// get looks each key up, reads the value, and returns the number of hits.
 	get func(keys []K) (hits int)
 
@@ -30,326 +42,105 @@ type contender[K comparable] struct {
 	// it does in a program that uses what it reads.
 	chase func(keys []K) (hits int)
 
-	// put stores a value for each key.
+	// put stores a value for each key; its first word is the index of the key.
 	put func(keys []K)
 
-	// mix looks three keys up and stores the fourth, over and over.
-	mix func(keys []K) (hits int)
+	// mix looks keys up, and stores every so many-th instead.
+	mix func(keys []K, every int) (hits int)
 
-	// settle waits until what was put is readable.
-	settle func()
-	close  func()
+	// aside looks each key up and stores it if it is not there, as a program
+	// does that has a database behind its cache.
+	aside func(keys []K) (hits int)
 
-	evicts bool
+	// first returns the first word of the value of key.
+	first func(key K) (word uint64, ok bool)
 }
 
 // A maker makes a contender of a given capacity, in entries.
-type maker[K comparable] func(capacity int) (*contender[K], error)
-
-// makers returns all contenders, tidemark first and otter second.
-func makers[K string | uint64]() []maker[K] {
-	return []maker[K]{newTidemark[K], newOtter[K], newRistretto[K], newLRU[K], newRWMap[K], newXsync[K]}
+type maker[K comparable] struct {
+	name string
+	make func(capacity int) (*contender[K], error)
 }
 
-func newTidemark[K comparable](capacity int) (*contender[K], error) {
-	c, err := tidemark.New(tidemark.Options[K, value]{MaxCost: int64(capacity)})
-	if err != nil {
-		return nil, err
+// The names of the contenders, in the order of the tables. The floors are no
+// caches: see floorOne and floorTwo.
+var contenderNames = []string{
+	"tidemark", "otter", "theine", "ristretto", "sturdyc", "golang-lru", "freecache", "bigcache",
+	"xsync.Map", "sync.Map", "rwmap", "floor1", "floor2",
+}
+
+// makers returns the contenders of the given names, or all, in the order of
+// contenderNames. Sturdyc has string keys only.
+func makers[K identifier, V payload](names ...string) []maker[K] {
+	all := []maker[K]{
+		{"tidemark", newTidemark[K, V]},
+		{"otter", newOtter[K, V]},
+		{"theine", newTheine[K, V]},
+		{"ristretto", newRistretto[K, V]},
+		{"sturdyc", newSturdyc[K, V]},
+		{"golang-lru", newLRU[K, V]},
+		{"freecache", newFreecache[K, V]},
+		{"bigcache", newBigcache[K, V]},
+		{"xsync.Map", newXsync[K, V]},
+		{"sync.Map", newSyncMap[K, V]},
+		{"rwmap", newRWMap[K, V]},
+		{"floor1", newFloorOne[K, V]},
+		{"floor2", newFloorTwo[K, V]},
 	}
-	var version atomic.Uint64 // the newest one used; each Put brings a newer one
-	return &contender[K]{
-		name: "tidemark",
-		get: func(keys []K) (hits int) {
-			for _, k := range keys {
-				if v, ok := c.Get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		chase: func(keys []K) (hits int) {
-			for i := 0; i < len(keys); {
-				v, ok := c.Get(keys[i])
-				if ok {
-					hits++
-				}
-				i += 1 + int(v[0]>>63)
-			}
-			return hits
-		},
-		put: func(keys []K) {
-			v := tidemark.Version(version.Add(uint64(len(keys))))
-			for i, k := range keys {
-				c.Put(k, value{uint64(i)}, v+tidemark.Version(i))
-			}
-		},
-		mix: func(keys []K) (hits int) {
-			newer := tidemark.Version(version.Add(uint64(len(keys))))
-			for i, k := range keys {
-				if i%4 == 3 {
-					c.Put(k, value{uint64(i)}, newer+tidemark.Version(i))
-				} else if v, ok := c.Get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		settle: func() {},
-		close:  func() { _ = c.Close(context.Background()) },
-		evicts: true,
-	}, nil
-}
-
-func newOtter[K comparable](capacity int) (*contender[K], error) {
-	c, err := otter.New(&otter.Options[K, value]{MaximumSize: capacity})
-	if err != nil {
-		return nil, err
-	}
-	return &contender[K]{
-		name: "otter",
-		get: func(keys []K) (hits int) {
-			for _, k := range keys {
-				if v, ok := c.GetIfPresent(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		chase: func(keys []K) (hits int) {
-			for i := 0; i < len(keys); {
-				v, ok := c.GetIfPresent(keys[i])
-				if ok {
-					hits++
-				}
-				i += 1 + int(v[0]>>63)
-			}
-			return hits
-		},
-		put: func(keys []K) {
-			for i, k := range keys {
-				c.Set(k, value{uint64(i)})
-			}
-		},
-		mix: func(keys []K) (hits int) {
-			for i, k := range keys {
-				if i%4 == 3 {
-					c.Set(k, value{uint64(i)})
-				} else if v, ok := c.GetIfPresent(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		settle: c.CleanUp,
-		close:  func() { c.InvalidateAll(); c.StopAllGoroutines() },
-		evicts: true,
-	}, nil
-}
-
-func newRistretto[K string | uint64](capacity int) (*contender[K], error) {
-	c, err := ristretto.NewCache(&ristretto.Config[K, value]{
-		NumCounters: 10 * int64(capacity), MaxCost: int64(capacity), BufferItems: 64, IgnoreInternalCost: true,
+	_, strings := any(*new(K)).(string)
+	return slices.DeleteFunc(all, func(m maker[K]) bool {
+		return m.name == "sturdyc" && !strings || len(names) > 0 && !slices.Contains(names, m.name)
 	})
-	if err != nil {
-		return nil, err
+}
+
+// filled makes a contender that holds all keys and is 8/9 full: a cache that
+// knows itself half empty may skip work it would have to do otherwise. A cache
+// that divides its room into fixed parts, of which some overflow before the
+// others are full, gets more until it holds them all.
+func filled[K comparable](m maker[K], keys []K) (*contender[K], error) {
+	var have int
+	for capacity := len(keys) * 9 / 8; capacity <= len(keys)*2; capacity += len(keys)/8 + 1 {
+		c, err := m.make(capacity)
+		if err != nil {
+			return nil, err
+		}
+		if have = fill(c, keys); have >= len(keys)*999/1000 {
+			return c, nil
+		}
+		c.close()
 	}
-	return &contender[K]{
-		name: "ristretto",
-		get: func(keys []K) (hits int) {
-			for _, k := range keys {
-				if v, ok := c.Get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		chase: func(keys []K) (hits int) {
-			for i := 0; i < len(keys); {
-				v, ok := c.Get(keys[i])
-				if ok {
-					hits++
-				}
-				i += 1 + int(v[0]>>63)
-			}
-			return hits
-		},
-		put: func(keys []K) {
-			for i, k := range keys {
-				c.Set(k, value{uint64(i)}, 1)
-			}
-		},
-		mix: func(keys []K) (hits int) {
-			for i, k := range keys {
-				if i%4 == 3 {
-					c.Set(k, value{uint64(i)}, 1)
-				} else if v, ok := c.Get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		settle: c.Wait,
-		close:  c.Close,
-		evicts: true,
-	}, nil
+	return nil, fmt.Errorf("%s holds only %d of %d keys", m.name, have, len(keys))
 }
 
-func newLRU[K comparable](capacity int) (*contender[K], error) {
-	c, err := lru.New[K, value](capacity)
-	if err != nil {
-		return nil, err
+// fill puts keys until they are all there, at most a few times, and returns how
+// many are.
+func fill[K comparable](c *contender[K], keys []K) (have int) {
+	missing := keys
+	for try := 0; len(missing) > 0 && try < 8; try++ {
+		for part := range parts(missing, 4096) {
+			c.put(part)
+			c.settle()
+		}
+		var still []K
+		for i := range keys {
+			if c.get(keys[i:i+1]) == 0 {
+				still = append(still, keys[i])
+			}
+		}
+		missing = still
 	}
-	return &contender[K]{
-		name: "golang-lru",
-		get: func(keys []K) (hits int) {
-			for _, k := range keys {
-				if v, ok := c.Get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		chase: func(keys []K) (hits int) {
-			for i := 0; i < len(keys); {
-				v, ok := c.Get(keys[i])
-				if ok {
-					hits++
-				}
-				i += 1 + int(v[0]>>63)
-			}
-			return hits
-		},
-		put: func(keys []K) {
-			for i, k := range keys {
-				c.Add(k, value{uint64(i)})
-			}
-		},
-		mix: func(keys []K) (hits int) {
-			for i, k := range keys {
-				if i%4 == 3 {
-					c.Add(k, value{uint64(i)})
-				} else if v, ok := c.Get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		settle: func() {},
-		close:  c.Purge,
-		evicts: true,
-	}, nil
+	return len(keys) - len(missing)
 }
 
-// An rwMap is what people write themselves: 256 maps behind RWMutexes.
-type rwMap[K comparable] struct {
-	seed   maphash.Seed
-	shards [256]struct {
-		mu sync.RWMutex // guards m
-		m  map[K]value
-		_  [64]byte
+// parts cuts s into parts of n, the last one shorter.
+func parts[K any](s []K, n int) func(yield func([]K) bool) {
+	return func(yield func([]K) bool) {
+		for len(s) > 0 {
+			part := s[:min(n, len(s))]
+			s = s[len(part):]
+			if !yield(part) {
+				return
+			}
+		}
 	}
-}
-
-func (m *rwMap[K]) hash(key K) uint64 { return maphash.Comparable(m.seed, key) }
-
-func (m *rwMap[K]) get(key K) (value, bool) {
-	s := &m.shards[m.hash(key)>>56]
-	s.mu.RLock()
-	v, ok := s.m[key]
-	s.mu.RUnlock()
-	return v, ok
-}
-
-func (m *rwMap[K]) put(key K, v value) {
-	s := &m.shards[m.hash(key)>>56]
-	s.mu.Lock()
-	s.m[key] = v
-	s.mu.Unlock()
-}
-
-func newRWMap[K comparable](capacity int) (*contender[K], error) {
-	c := &rwMap[K]{seed: maphash.MakeSeed()}
-	for i := range c.shards {
-		c.shards[i].m = make(map[K]value, capacity/len(c.shards))
-	}
-	return &contender[K]{
-		name: "rwmap",
-		get: func(keys []K) (hits int) {
-			for _, k := range keys {
-				if v, ok := c.get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		chase: func(keys []K) (hits int) {
-			for i := 0; i < len(keys); {
-				v, ok := c.get(keys[i])
-				if ok {
-					hits++
-				}
-				i += 1 + int(v[0]>>63)
-			}
-			return hits
-		},
-		put: func(keys []K) {
-			for i, k := range keys {
-				c.put(k, value{uint64(i)})
-			}
-		},
-		mix: func(keys []K) (hits int) {
-			for i, k := range keys {
-				if i%4 == 3 {
-					c.put(k, value{uint64(i)})
-				} else if v, ok := c.get(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		settle: func() {},
-		close:  func() {},
-	}, nil
-}
-
-func newXsync[K comparable](capacity int) (*contender[K], error) {
-	c := xsync.NewMap[K, value](xsync.WithPresize(capacity))
-	return &contender[K]{
-		name: "xsync.Map",
-		get: func(keys []K) (hits int) {
-			for _, k := range keys {
-				if v, ok := c.Load(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		chase: func(keys []K) (hits int) {
-			for i := 0; i < len(keys); {
-				v, ok := c.Load(keys[i])
-				if ok {
-					hits++
-				}
-				i += 1 + int(v[0]>>63)
-			}
-			return hits
-		},
-		put: func(keys []K) {
-			for i, k := range keys {
-				c.Store(k, value{uint64(i)})
-			}
-		},
-		mix: func(keys []K) (hits int) {
-			for i, k := range keys {
-				if i%4 == 3 {
-					c.Store(k, value{uint64(i)})
-				} else if v, ok := c.Load(k); ok {
-					hits += 1 + int(v[0]>>63)
-				}
-			}
-			return hits
-		},
-		settle: func() {},
-		close:  c.Clear,
-	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,21 +21,20 @@ import (
 // printLog measures what a log costs, against the same stream without tidemark.
 // Both sides are in one process, on one server, with connections of their own,
 // and take turns.
-func printLog(rounds int, only []string, samples io.Writer) error {
+func printLog(rounds int, only *regexp.Regexp, samples io.Writer) error {
 	r, err := newRig()
 	if err != nil {
 		return err
 	}
 	defer r.close()
 	p := &report{w: tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0), samples: samples}
-	wanted := func(section string) bool { return containsOne(section, only) }
 	for _, section := range []struct {
 		name string
 		run  func(*rig, *report, int) error
 	}{
 		{"probe", raceProbes}, {"visible", raceVisible}, {"rate", raceRates}, {"read", raceReads},
 	} {
-		if !wanted(section.name) {
+		if !only.MatchString(section.name) {
 			continue
 		}
 		if err := section.run(r, p, rounds); err != nil {

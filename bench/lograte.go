@@ -339,7 +339,7 @@ func (r *rig) raceReadsOnce(trace []string, keys, goroutines, rounds int, logFir
 		})
 	}
 	runtime.GC()
-	for i, v := range race(works, rounds, cpuTime) {
+	for i, v := range race(works, rounds) {
 		times[i] = append(times[i], v...)
 	}
 	for _, c := range caches {

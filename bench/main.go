@@ -1,11 +1,11 @@
 // Command bench compares tidemark with other caches, all in one process.
 //
-//	go run -C bench .                       times and ratios
-//	go run -C bench . -only put,mix         some of the sections
+//	make bench                              measure everything and write docs/benchmarks.md
+//	go run -C bench . -out FILE             measure, and write each round's numbers to FILE, for benchstat
+//	go run -C bench . -only REGEXP          measure what has a matching name, such as Memory or 'Cache/.*/n=10000/'
+//	go run -C bench . -quick                everything, very small, to see that it runs
+//	go run -C bench . -report FILE -docs ../docs   write the document from FILE
 //	go run -C bench . -log                  what a log on JetStream costs, against the same stream without tidemark
-//	go run -C bench . -memory               bytes per entry, and what a collection costs
-//	go run -C bench . -hitratio             hit ratios on generated workloads
-//	go run -C bench . -hitratio -trace FILE hit ratios on a trace: gzip of little-endian uint32 keys
 //
 // Times are CPU nanoseconds per operation of the whole process, so what a cache
 // does in the background counts. The contenders take turns of 22 ms, in an order
@@ -18,68 +18,80 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"regexp"
 	"slices"
-	"strings"
 )
 
+// settings are what the command line says.
+type settings struct {
+	quick, log           bool
+	out, samples, report string
+	docs, traces, only   string
+	rounds               int
+}
+
 func main() {
-	memory := flag.Bool("memory", false, "measure bytes per entry and runtime.GC")
-	hitratio := flag.Bool("hitratio", false, "measure hit ratios")
-	log := flag.Bool("log", false, "measure the log")
-	samples := flag.String("samples", "", "with -log: also write each round's values to this `file`, for benchstat")
-	trace := flag.String("trace", "", "with -hitratio: replay this `file` only")
-	goroutines := flag.Int("goroutines", 1, "with -hitratio: share the accesses among so many goroutines")
-	only := flag.String("only", "", "run only `what` contains one of these in its name, separated by commas")
-	rounds := flag.Int("rounds", 11, "rounds per measurement")
-	keys := flag.String("keys", "10000,1000000", "`numbers` of keys; with -hitratio only the largest counts")
+	var f settings
+	flag.BoolVar(&f.quick, "quick", false, "measure very little, to see that it runs")
+	flag.BoolVar(&f.log, "log", false, "measure the log instead")
+	flag.StringVar(&f.out, "out", "", "write each round's numbers to this `file`, for benchstat and -report")
+	flag.StringVar(&f.samples, "samples", "", "with -log: the same")
+	flag.StringVar(&f.report, "report", "", "measure nothing and write the document about the numbers in this `file`")
+	flag.StringVar(&f.docs, "docs", "../docs", "with -report: the `folder` to write to")
+	flag.StringVar(&f.traces, "traces", "../../shared/traces", "`folder` of traces, gzip of little-endian uint32 keys; missing: none")
+	flag.StringVar(&f.only, "only", "", "measure only what has a name that this `regexp` matches")
+	flag.IntVar(&f.rounds, "rounds", 0, "rounds per measurement; 0: as many as are usual")
 	flag.Parse()
-	sizes, err := parseInts(*keys)
-	switch {
-	case err != nil:
-	case *hitratio:
-		err = printHitRatios(*trace, slices.Max(sizes), *goroutines, strings.Split(*only, ","))
-	case *log:
-		err = measureLog(*samples, *rounds, strings.Split(*only, ","))
-	case *memory:
-		printMemory(sizes)
-	default:
-		err = printTimes(sizes, *rounds, strings.Split(*only, ","))
-	}
-	if err != nil {
+	if err := f.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// measureLog is printLog, with the values of each round in a file unless its name
-// is empty.
-func measureLog(samples string, rounds int, only []string) error {
-	if samples == "" {
-		return printLog(rounds, only, nil)
-	}
-	f, err := os.Create(samples)
+func (f settings) run() error {
+	only, err := regexp.Compile(f.only)
 	if err != nil {
 		return err
 	}
-	return errors.Join(printLog(rounds, only, f), f.Close())
-}
-
-func parseInts(list string) ([]int, error) {
-	var all []int
-	for _, s := range strings.Split(list, ",") {
-		var n int
-		if _, err := fmt.Sscan(s, &n); err != nil || n <= 0 {
-			return nil, fmt.Errorf("%q is not a number of keys", s)
+	switch {
+	case f.report != "":
+		return writeReport(f.report, f.docs)
+	case f.log:
+		rounds := f.rounds
+		if rounds == 0 {
+			rounds = fullPlan.rounds
 		}
-		all = append(all, n)
+		return withFile(f.samples, func(w io.Writer) error { return printLog(rounds, only, w) })
 	}
-	return all, nil
+	p := fullPlan
+	if f.quick {
+		p = quickPlan
+	}
+	if f.rounds > 0 {
+		p.rounds = f.rounds
+	}
+	return withFile(f.out, func(w io.Writer) error {
+		s := &session{plan: p, results: newResults(w), only: only, progress: os.Stdout, traces: f.traces}
+		s.describe(f.quick)
+		err := s.run()
+		s.describeEnd()
+		return err
+	})
 }
 
-// containsOne reports whether one of parts is in s.
-func containsOne(s string, parts []string) bool {
-	return slices.ContainsFunc(parts, func(p string) bool { return strings.Contains(s, p) })
+// withFile runs do with a file that it creates, or with nil if the name is
+// empty.
+func withFile(name string, do func(io.Writer) error) error {
+	if name == "" {
+		return do(nil)
+	}
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(f), f.Close())
 }
 
 // median returns the middle of v, or the mean of the two in the middle.

@@ -2,24 +2,24 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 	"runtime/debug"
-	"text/tabwriter"
 	"time"
 )
 
-// printMemory prints, for caches that hold n keys, the bytes of heap per entry
-// and the time of a garbage collection. What the caller's keys take is counted
-// too: a cache that keeps them keeps them alive.
-func printMemory(sizes []int) {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	for _, n := range sizes {
-		fmt.Fprintf(w, "%d entries\tbytes per entry\truntime.GC ms\t\n", n)
-		weighAll(w, n, "string", func() []string { return ownStrings(everyKey(n)) })
-		weighAll(w, n, "uint64", func() []uint64 { return integerKeys(everyKey(n)) })
+// memory measures, for caches that hold n keys, the bytes of heap per entry and
+// the time of a garbage collection, one contender after the other. What the
+// caller's keys take is counted too: a cache that keeps them keeps them alive.
+func (s *session) memory() error {
+	for _, n := range s.sizes {
+		if err := weighAll(s, n, "string", func() []string { return ownStrings(everyKey(n)) }); err != nil {
+			return err
+		}
+		if err := weighAll(s, n, "uint64", func() []uint64 { return integerKeys(everyKey(n)) }); err != nil {
+			return err
+		}
 	}
-	w.Flush()
+	return nil
 }
 
 // ownStrings returns keys that do not share their memory.
@@ -31,35 +31,45 @@ func ownStrings(trace []uint32) []string {
 	return keys
 }
 
-func weighAll[K string | uint64](w *tabwriter.Writer, n int, kind string, keys func() []K) {
-	for _, m := range makers[K]() {
-		name, bytes, gc := weigh(m, keys)
-		fmt.Fprintf(w, "%s, %s\t%.0f\t%.1f\t\n", name, kind, float64(bytes)/float64(n), gc)
+func weighAll[K identifier](s *session, n int, kind string, keys func() []K) error {
+	for _, m := range makers[K, [4]uint64](contenderNames[:len(contenderNames)-2]...) {
+		name := fmt.Sprintf("Memory/key=%s/value=32/n=%d/cache=%s", kind, n, m.name)
+		if !s.wanted(name) {
+			continue
+		}
+		bytes, gc, err := weigh(m, keys)
+		if err != nil {
+			return err
+		}
+		for i := range gc {
+			s.add(name, n, quantity{float64(bytes) / float64(n), "B/entry"}, quantity{gc[i], "gc-ns"})
+		}
+		fmt.Fprintf(s.progress, "%s: %.0f B/entry, runtime.GC %.1f ms\n", name, float64(bytes)/float64(n), median(gc)/1e6)
 	}
+	return nil
 }
 
 // weigh fills one contender and returns what it keeps on the heap, and the
-// median time of a collection in milliseconds.
-func weigh[K string | uint64](m maker[K], keys func() []K) (name string, bytes int64, gc float64) {
+// times of a few collections in nanoseconds.
+func weigh[K identifier](m maker[K], keys func() []K) (bytes int64, gc []float64, err error) {
 	debug.FreeOSMemory()
-	before := heap()
+	before := liveHeap()
 	c, err := filled(m, keys())
 	if err != nil {
-		panic(err)
+		return 0, nil, err
 	}
-	bytes = heap() - before
-	var times []float64
+	bytes = liveHeap() - before
 	for range 5 {
 		began := time.Now()
 		runtime.GC()
-		times = append(times, float64(time.Since(began).Microseconds())/1000)
+		gc = append(gc, float64(time.Since(began)))
 	}
 	c.close()
-	return c.name, bytes, median(times)
+	return bytes, gc, nil
 }
 
-// heap returns the bytes of live objects.
-func heap() int64 {
+// liveHeap returns the bytes of live objects.
+func liveHeap() int64 {
 	runtime.GC()
 	runtime.GC() // the second one empties what the first left in pools
 	var m runtime.MemStats

@@ -2,219 +2,177 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"runtime"
-	"strings"
-	"sync"
-	"syscall"
-	"text/tabwriter"
-	"time"
+	"slices"
 )
 
-// turn is how long a contender runs before it is the next one's: long enough
-// for the clock of CPU time, short enough that a disturbance of the machine
-// meets all of them.
-const turn = 22 * time.Millisecond
-
-// cpuTime returns the CPU time that this process has used.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+// A shape is what the caches hold while they are raced.
+type shape struct {
+	key   string // kind of key
+	bytes int    // of a value
+	n     int    // entries
+	group int    // 0: all contenders at once
 }
 
-// A work does n operations, beginning at a place of its trace.
-type work func(at, n int)
-
-const chunk = 1 << 13 // operations between two looks at the clock
-
-// race gives the works turns, and returns the nanoseconds per operation of each
-// of them in each round, by a clock that counts nanoseconds.
-func race(works []work, rounds int, clock func() time.Duration) [][]float64 {
-	sizes := make([]int, len(works)) // operations per turn
-	times := make([][]float64, len(works))
-	for i, w := range works {
-		began := time.Now()
-		n := 0
-		for ; time.Since(began) < turn; n += chunk {
-			w(n, chunk)
-		}
-		sizes[i] = n
+func (sh shape) String() string {
+	s := fmt.Sprintf("key=%s/value=%d/n=%d", sh.key, sh.bytes, sh.n)
+	if sh.group > 0 {
+		s += fmt.Sprintf("/group=%d", sh.group)
 	}
-	for round := range rounds {
-		for j := range works {
-			i := (round + j) % len(works)
-			began := clock()
-			for n := 0; n < sizes[i]; n += chunk {
-				works[i](round*sizes[i]+n, chunk)
-			}
-			times[i] = append(times[i], float64(clock()-began)/float64(sizes[i]))
-		}
-	}
-	return times
+	return s
 }
 
-// A table prints one line per measurement: the median time of each contender,
-// and the median of the rounds' ratios of tidemark to each other one.
-type table struct {
-	w     *tabwriter.Writer
-	names []string
+// groups are raced apart where memory does not hold all contenders at once.
+// Tidemark is in each, since ratios are to be of one race.
+var groups = [][]string{
+	{"tidemark", "otter", "theine", "ristretto", "xsync.Map"},
+	{"tidemark", "sturdyc", "golang-lru", "freecache", "bigcache"},
+	{"tidemark", "sync.Map", "rwmap", "floor1", "floor2"},
 }
 
-func newTable(title string, names []string) *table {
-	t := &table{tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0), names}
-	fmt.Fprintf(t.w, "%s\t%s\t", title, strings.Join(names, "\t"))
-	for _, n := range names[1:] {
-		fmt.Fprintf(t.w, "%s/%s\t", names[0], n)
-	}
-	fmt.Fprintln(t.w)
-	return t
+// single are the contenders that run on one processor too: those whom a goal
+// names.
+var single = []string{"tidemark", "otter", "xsync.Map", "rwmap", "floor1", "floor2"}
+
+// An event is one kind of access that is raced.
+type event struct {
+	reads      int // percent
+	dependent  bool
+	dist       string
+	goroutines int
 }
 
-func (t *table) add(what string, times map[string][]float64) {
-	fmt.Fprintf(t.w, "%s\t", what)
-	for _, n := range t.names {
-		if v, ok := times[n]; ok {
-			fmt.Fprintf(t.w, "%.1f\t", median(v))
-		} else {
-			fmt.Fprint(t.w, "-\t")
-		}
+func (e event) order() string {
+	if e.dependent {
+		return "dependent"
 	}
-	for _, n := range t.names[1:] {
-		other, ok := times[n]
-		if !ok {
-			fmt.Fprint(t.w, "-\t")
-			continue
-		}
-		var ratios []float64
-		for i, x := range times[t.names[0]] {
-			ratios = append(ratios, x/other[i])
-		}
-		fmt.Fprintf(t.w, "%.2f\t", median(ratios))
-	}
-	fmt.Fprintln(t.w)
-	t.w.Flush()
+	return "independent"
 }
 
-var contenderNames = []string{"tidemark", "otter", "ristretto", "golang-lru", "rwmap", "xsync.Map"}
+func (e event) String() string {
+	return fmt.Sprintf("reads=%d/order=%s/dist=%s", e.reads, e.order(), e.dist)
+}
 
-// printTimes measures and prints the sections whose names contain one of only.
-func printTimes(sizes []int, rounds int, only []string) error {
-	t := newTable("CPU ns per operation", contenderNames)
-	wanted := func(section string) bool { return containsOne(section, only) }
-	for _, n := range sizes {
-		if err := raceAll(t, n, "string", stringKeys, rounds, wanted); err != nil {
+// everyEvent returns the events of the whole matrix.
+func everyEvent() (all []event) {
+	for _, dist := range []string{"zipf", "uniform"} {
+		for _, reads := range []int{100, 90, 75, 50, 0} {
+			all = append(all, event{reads, false, dist, 1})
+		}
+		all = append(all, event{100, true, dist, 1})
+	}
+	return all
+}
+
+// loop returns the loop of an event.
+func loop[K comparable](c *contender[K], e event) func([]K) int {
+	switch {
+	case e.dependent:
+		return c.chase
+	case e.reads == 100:
+		return c.get
+	case e.reads == 0:
+		return func(keys []K) int { c.put(keys); return 0 }
+	}
+	every := 100 / (100 - e.reads)
+	return func(keys []K) int { return c.mix(keys, every) }
+}
+
+// times measures what does not evict.
+func (s *session) times() error {
+	small, middle, large := s.sizes[0], s.sizes[1], s.sizes[2]
+	crowd := []event{
+		{75, false, "zipf", 2}, {75, false, "zipf", 4}, {75, false, "zipf", 8}, {100, false, "zipf", 2}, {100, false, "uniform", 2},
+	}
+	few := []event{{100, false, "zipf", 1}, {75, false, "zipf", 1}, {0, false, "zipf", 1}}
+	for _, n := range []int{small, middle} {
+		if err := timesOf[string, [4]uint64](s, shape{"string", 32, n, 0}, stringKeys, append(everyEvent(), crowd...)); err != nil {
 			return err
 		}
-		if err := raceAll(t, n, "uint64", integerKeys, rounds, wanted); err != nil {
+		if err := timesOf[uint64, [4]uint64](s, shape{"uint64", 32, n, 0}, integerKeys, everyEvent()); err != nil {
+			return err
+		}
+		if err := timesOf[string, [4]uint64](s, shape{"string16to24", 32, n, 0}, mixedKeys, few); err != nil {
+			return err
+		}
+		if err := timesOf[string, [2]uint64](s, shape{"string", 16, n, 0}, stringKeys, few); err != nil {
+			return err
+		}
+		if err := timesOf[string, [8]uint64](s, shape{"string", 64, n, 0}, stringKeys, few); err != nil {
 			return err
 		}
 	}
-	for _, n := range sizes {
-		if err := raceInserts(t, max(n/10, 1000), rounds, wanted); err != nil {
+	for i := range groups {
+		if err := timesOf[string, [4]uint64](s, shape{"string", 32, large, i + 1}, stringKeys, everyEvent()); err != nil {
+			return err
+		}
+		if err := timesOf[uint64, [4]uint64](s, shape{"uint64", 32, large, i + 1}, integerKeys, everyEvent()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-const traceLength = 1 << 21 // accesses, a power of two
-
-// filled makes a contender that holds all keys and is 8/9 full: a cache that
-// knows itself half empty may skip work it would have to do otherwise.
-func filled[K string | uint64](make maker[K], keys []K) (*contender[K], error) {
-	c, err := make(len(keys) * 9 / 8)
-	if err != nil {
-		return nil, err
-	}
-	missing := keys
-	for try := 0; len(missing) > 0 && try < 20; try++ {
-		for part := range parts(missing, 4096) {
-			c.put(part)
-			c.settle()
-		}
-		missing = nil
-		for i := range keys {
-			if c.get(keys[i:i+1]) == 0 {
-				missing = append(missing, keys[i])
-			}
-		}
-	}
-	if have := len(keys) - len(missing); have < len(keys)*99/100 {
-		return nil, fmt.Errorf("%s holds only %d of %d keys", c.name, have, len(keys))
-	}
-	return c, nil
-}
-
-// parts cuts s into parts of n, the last one shorter.
-func parts[K any](s []K, n int) func(yield func([]K) bool) {
-	return func(yield func([]K) bool) {
-		for len(s) > 0 {
-			part := s[:min(n, len(s))]
-			s = s[len(part):]
-			if !yield(part) {
-				return
-			}
-		}
-	}
-}
-
-// raceAll fills all contenders with n keys and measures what does not evict.
-func raceAll[K string | uint64](t *table, n int, kind string, encode func([]uint32) []K, rounds int, wanted func(string) bool) error {
-	type section struct {
+// timesOf fills contenders and races them at each event, on one processor too if
+// a goal asks for it.
+func timesOf[K identifier, V payload](s *session, sh shape, encode func([]uint32) []K, events []event) error {
+	type planned struct {
+		event
+		procs int
 		name  string
-		trace string
-		do    func(c *contender[K]) func([]K)
 	}
-	get := func(c *contender[K]) func([]K) { return func(k []K) { c.get(k) } }
-	chase := func(c *contender[K]) func([]K) { return func(k []K) { c.chase(k) } }
-	put := func(c *contender[K]) func([]K) { return c.put }
-	mix := func(goroutines int) func(c *contender[K]) func([]K) {
-		return func(c *contender[K]) func([]K) { return func(k []K) { together(goroutines, k, c.mix) } }
+	var wanted []planned
+	for _, procs := range s.procs {
+		for _, e := range events {
+			name := fmt.Sprintf("Cache/%v/%v/procs=%d/g=%d", e, sh, procs, e.goroutines)
+			if s.wanted(name) && (procs > 1 || sh.bytes == 32 && sh.key != "string16to24") {
+				wanted = append(wanted, planned{e, procs, name})
+			}
+		}
 	}
-	sections := []section{
-		{"get", "zipf", get}, {"get", "uniform", get}, {"get dependent", "zipf", chase}, {"get dependent", "uniform", chase},
-		{"put present", "zipf", put}, {"put present", "uniform", put},
-		{"mix 75/25 g=1", "zipf", mix(1)}, {"mix 75/25 g=2", "zipf", mix(2)}, {"mix 75/25 g=4", "zipf", mix(4)},
+	if len(wanted) == 0 {
+		return nil
 	}
-	traces := map[string][]K{
-		"zipf":    encode(shuffled(zipfTrace(traceLength, n, 0.99), n)),
-		"uniform": encode(uniformTrace(traceLength, n)),
+	var names []string
+	if sh.group > 0 {
+		names = groups[sh.group-1]
 	}
 	var contenders []*contender[K]
-	for _, s := range sections {
-		name := fmt.Sprintf("%s, %s, %d %s keys", s.name, s.trace, n, kind)
-		if !wanted(name) {
-			continue
+	for _, m := range makers[K, V](names...) {
+		c, err := filled(m, encode(everyKey(sh.n)))
+		if err != nil {
+			return err
 		}
-		if contenders == nil {
-			for _, m := range makers[K]() {
-				c, err := filled(m, encode(everyKey(n)))
-				if err != nil {
-					return err
-				}
-				defer c.close()
-				contenders = append(contenders, c)
-			}
-			runtime.GC()
-		}
-		var works []work
-		for _, c := range contenders {
-			do, trace := s.do(c), traces[s.trace]
-			works = append(works, func(at, n int) {
-				at &= traceLength - 1
-				do(trace[at : at+n])
-			})
-		}
-		times := map[string][]float64{}
-		for i, v := range race(works, rounds, cpuTime) {
-			times[contenders[i].name] = v
-		}
-		t.add(name, times)
+		defer c.close()
+		contenders = append(contenders, c)
+	}
+	traces := map[string][]K{
+		"zipf":    encode(shuffled(zipfTrace(s.traceLength, sh.n, 0.99), sh.n)),
+		"uniform": encode(uniformTrace(s.traceLength, sh.n)),
+	}
+	for _, p := range wanted {
+		withProcs(p.procs, func() { raceEvent(s, p.name, p.event, p.procs, contenders, traces[p.dist]) })
 	}
 	return nil
+}
+
+func raceEvent[K comparable](s *session, name string, e event, procs int, contenders []*contender[K], trace []K) {
+	t := s.track
+	if e.goroutines > 1 {
+		t.chunk *= 4 // goroutines wait for each other at its end
+	}
+	var runners []runner
+	for _, c := range contenders {
+		isFloor := c.name == "floor1" || c.name == "floor2"
+		if procs == 1 && !slices.Contains(single, c.name) || isFloor && (e.reads < 100 || e.goroutines > 1) {
+			continue
+		}
+		do := loop(c, e)
+		runners = append(runners, runner{c.name, func(at, n int) {
+			at &= len(trace) - 1
+			together(e.goroutines, trace[at:at+n], do)
+		}})
+	}
+	s.raceNamed(name, t, runners)
 }
 
 // shuffled gives the n keys of t other numbers, so that popular keys are not
@@ -225,61 +183,4 @@ func shuffled(t []uint32, n int) []uint32 {
 		t[i] = uint32(to[k])
 	}
 	return t
-}
-
-// together shares keys among goroutines that each do their part.
-func together[K any](goroutines int, keys []K, do func([]K) int) {
-	if goroutines == 1 {
-		do(keys)
-		return
-	}
-	var wg sync.WaitGroup
-	for part := range parts(keys, len(keys)/goroutines) {
-		wg.Go(func() { do(part) })
-	}
-	wg.Wait()
-}
-
-// raceInserts measures inserts of keys that are never read into full caches of n
-// entries: each of them evicts something, or is refused.
-func raceInserts(t *table, n, rounds int, wanted func(string) bool) error {
-	name := fmt.Sprintf("insert with eviction, %d entries", n)
-	if !wanted(name) {
-		return nil
-	}
-	fresh := integerKeys(everyKey(n + 8_000_000)[n:])
-	var works []work
-	var names []string
-	for _, m := range makers[uint64]() {
-		c, err := filled(m, integerKeys(everyKey(n)))
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		if !c.evicts {
-			continue
-		}
-		names = append(names, c.name)
-		next := 0
-		works = append(works, func(_, n int) {
-			if next+n > len(fresh) {
-				next = 0 // what was there has been evicted long ago
-			}
-			c.put(fresh[next : next+n])
-			next += n
-		})
-	}
-	began := time.Now()
-	wall := func() time.Duration { return time.Since(began) }
-	for _, clock := range []struct {
-		name string
-		now  func() time.Duration
-	}{{name, cpuTime}, {name + ", wall time of the caller", wall}} {
-		times := map[string][]float64{}
-		for i, v := range race(works, rounds, clock.now) {
-			times[names[i]] = v
-		}
-		t.add(clock.name, times)
-	}
-	return nil
 }

@@ -137,6 +137,23 @@ func stringKeys(trace []uint32) []string {
 	return keys
 }
 
+// mixedKeys is stringKeys with 16 to 24 bytes, which depend on the key.
+func mixedKeys(trace []uint32) []string {
+	var b strings.Builder
+	b.Grow(24 * len(trace))
+	ends := make([]int, len(trace))
+	for i, k := range trace {
+		fmt.Fprintf(&b, "account:%0*d", 8+int(k*0x9e3779b1>>16)%9, k)
+		ends[i] = b.Len()
+	}
+	all, from := b.String(), 0
+	keys := make([]string, len(trace))
+	for i, end := range ends {
+		keys[i], from = all[from:end], end
+	}
+	return keys
+}
+
 // integerKeys returns a key for each access, far from each other as identifiers
 // are.
 func integerKeys(trace []uint32) []uint64 {
