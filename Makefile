@@ -14,6 +14,7 @@ FUZZTIME ?= 30s
 SEEDS    ?= 100000
 BENCH    ?= .
 COUNT    ?= 10
+RESULTS  ?=
 # COUNTS names a file that gets the numbers of passed, failed and skipped tests.
 COUNTS   ?=
 
@@ -27,7 +28,7 @@ TIMEOUT ?= 10m
 each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help test race microbench fuzz lint mods mutants sim storm vuln
+.PHONY: help test race bench microbench fuzz lint mods mutants sim storm vuln
 
 help: ## this list
 	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,9 +38,18 @@ test: ## every module: go vet, then the tests with the race detector; a skipped 
 	@$(call each,go vet ./...)
 	@$(NOSKIP) $(MODULES) -- -race -shuffle=on -timeout $(TIMEOUT) ./...
 	@$(NOSKIP) . -- -shuffle=on -timeout $(TIMEOUT) -run '^(TestTrap|TestPolicy|TestWithin_Costs)' . # at full size and speed, which the detector is too slow for
+	@$(NOSKIP) bench -- -shuffle=on -timeout $(TIMEOUT) -run '^TestGuard_' . # ratios to other caches, and allocations
 
 race: ## the root module with the race detector on 1, 2 and 4 CPUs
 	@$(NOSKIP) . -- -race -shuffle=on -timeout $(TIMEOUT) -cpu 1,2,4 ./...
+
+# TRACES is a folder of access traces, which are not ours to hand on; without it
+# hit ratios are measured on generated ones only.
+TRACES ?= ../shared/traces
+
+bench: ## compare with other caches: writes docs/benchmarks.md, in about an hour (RESULTS=file of an earlier run: seconds)
+	@$(if $(RESULTS),,go run -C bench . -out results.txt -traces '$(abspath $(TRACES))')
+	@go run -C bench . -report '$(if $(RESULTS),$(abspath $(RESULTS)),results.txt)' -docs '$(abspath docs)'
 
 microbench: ## benchmarks of the root module for benchstat (BENCH=regexp COUNT=10)
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
