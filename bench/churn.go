@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidemark-go/tidemark"
@@ -23,54 +24,65 @@ func evicting[K identifier]() []maker[K] {
 func (s *session) churn() error {
 	for _, n := range []int{s.sizes[1] / 10, s.sizes[1]} {
 		for _, dist := range []string{"zipf", "uniform"} {
-			for _, g := range []int{1, 4} {
-				name := fmt.Sprintf("Churn/dist=%s/key=string/value=32/n=%d/g=%d", dist, n, g)
-				if !s.wanted(name) {
-					continue
-				}
-				if err := s.churnOnce(name, n, dist, g); err != nil {
-					return err
-				}
+			name := fmt.Sprintf("Churn/dist=%s/key=string/value=32/n=%d/g=", dist, n)
+			if !s.wanted(name+"1") && !s.wanted(name+"4") {
+				continue
+			}
+			trace := uniformTrace(2*s.traceLength, 10*n)
+			if dist == "zipf" {
+				trace = shuffled(zipfTrace(2*s.traceLength, 10*n, 0.99), 10*n)
+			}
+			if err := s.churnOnce(name, n, stringKeys(trace)); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-func (s *session) churnOnce(name string, n int, dist string, goroutines int) error {
-	trace := stringKeys(uniformTrace(s.traceLength, 10*n))
-	if dist == "zipf" {
-		trace = stringKeys(shuffled(zipfTrace(s.traceLength, 10*n, 0.99), 10*n))
-	}
-	t := s.track
-	t.chunk *= 4
-	var runners []runner
-	var counted []func() float64
+// churnOnce fills the caches, lets them see one half of the trace, and measures
+// the other.
+func (s *session) churnOnce(name string, n int, trace []string) error {
+	half := len(trace) / 2
+	var contenders []*contender[string]
 	for _, m := range evicting[string]() {
 		c, err := m.make(n)
 		if err != nil {
 			return err
 		}
 		defer c.close()
-		c.aside(trace) // until it is full
+		for part := range parts(stringKeys(everyKey(n)), 4096) {
+			c.put(part)
+			c.settle()
+		}
+		c.aside(trace[:half])
 		c.settle()
-		var mu sync.Mutex // guards hits and reads
-		hits, reads := 0, 0
-		runners = append(runners, runner{c.name, func(at, n int) {
-			at &= len(trace) - 1
-			together(goroutines, trace[at:at+n], func(part []string) int {
-				h := c.aside(part)
-				mu.Lock()
-				defer mu.Unlock()
-				hits, reads = hits+h, reads+len(part)
-				return h
-			})
-		}})
-		counted = append(counted, func() float64 { return 100 * float64(hits) / float64(reads) })
+		contenders = append(contenders, c)
 	}
-	s.raceNamed(name, t, runners)
-	for i, r := range runners {
-		s.add("Hits"+name[len("Churn"):]+"/cache="+r.cache, 1, quantity{counted[i](), "hit%"})
+	t := s.track
+	t.chunk *= 4
+	for _, goroutines := range []int{1, 4} {
+		full := fmt.Sprint(name, goroutines)
+		if !s.wanted(full) {
+			continue
+		}
+		hits, reads := make([]atomic.Int64, len(contenders)), make([]atomic.Int64, len(contenders))
+		var runners []runner
+		for i, c := range contenders {
+			runners = append(runners, runner{c.name, func(at, n int) {
+				at = half + at&(half-1)
+				together(goroutines, trace[at:at+n], func(part []string) int {
+					h := c.aside(part)
+					hits[i].Add(int64(h))
+					reads[i].Add(int64(len(part)))
+					return h
+				})
+			}})
+		}
+		s.raceNamed(full, t, runners)
+		for i, r := range runners {
+			s.add("Hits"+full[len("Churn"):]+"/cache="+r.cache, 1, quantity{100 * float64(hits[i].Load()) / float64(reads[i].Load()), "hit%"})
+		}
 	}
 	return nil
 }
@@ -92,7 +104,11 @@ func (s *session) inserts() error {
 					return err
 				}
 				defer c.close()
-				next := 0
+				next := n / 4 // the first ones find the room that filled left
+				for part := range parts(fresh[:next], 4096) {
+					c.put(part)
+					c.settle()
+				}
 				runners = append(runners, runner{c.name, func(_, n int) {
 					if next+n > len(fresh) {
 						next = 0 // what was there has been evicted long ago
@@ -116,7 +132,7 @@ func (s *session) burstOfInserts() error {
 		return nil
 	}
 	n := s.sizes[1] / 10
-	for range s.rounds {
+	for range min(s.rounds, 5) {
 		c, err := tidemark.New(tidemark.Options[uint64, [4]uint64]{MaxCost: int64(n)})
 		if err != nil {
 			return err

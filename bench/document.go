@@ -117,8 +117,8 @@ behind RWMutexes. A bare map keeps everything: it does not evict, expire or comp
 
 * **Times are CPU nanoseconds per operation** of the whole process, background work and garbage collection included, unless a table says
   "wall". Percentages of reads: the rest are writes of keys that are there.
-* **Turns.** The contenders take turns of 22 ms, in an order and at a place of the trace that move on every round. A number is the
-  median of %s rounds. **A ratio in parentheses is the median of the rounds' ratios of tidemark to that cache: below 1 tidemark is faster.**
+* **Turns.** The contenders take turns of 22 ms, in an order and at a place of the trace that move on every round; a turn is over when the
+  process has come to rest, so background work is of the turn that caused it, except a long collection. A number is the median of %s rounds. **A ratio in parentheses is the median of the rounds' ratios of tidemark to that cache: below 1 tidemark is faster.**
   On a machine that is busy with something else the times are wrong; the ratios suffer less.
 * **Dependent** means that which key comes next depends on the value read before. Otherwise a processor overlaps several reads.
 * **Caches are 8/9 full**, and hold every key that is asked for; more room is given only to those that divide it into fixed parts. No key

@@ -46,11 +46,12 @@ func (l laps) cpu() []float64 {
 	return all
 }
 
-// A track says how long turns are, and how many operations are done between two
-// looks at the clock.
+// A track says how long turns are, how many operations are done between two looks
+// at the clock, and whether a turn includes what it has left to the background.
 type track struct {
 	turn  time.Duration
 	chunk int
+	rest  bool
 }
 
 // race gives the works turns and returns the laps of each of them. In every
@@ -82,7 +83,11 @@ func (t track) lap(w work, at, size int) lap {
 	for n := 0; n < size; n += t.chunk {
 		w(at+n, t.chunk)
 	}
-	cpu, wall := cpuTime()-cpu, time.Since(began)
+	wall := time.Since(began)
+	if t.rest {
+		rest()
+	}
+	cpu = cpuTime() - cpu
 	runtime.ReadMemStats(&after)
 	per := float64(size)
 	return lap{
@@ -91,11 +96,24 @@ func (t track) lap(w work, at, size int) lap {
 	}
 }
 
+// rest waits until the process has nothing more to do, or for a while: what a
+// cache has left to the background is of its turn, and not of the next one's. A
+// collection may take longer.
+func rest() {
+	for range 50 {
+		before := cpuTime()
+		time.Sleep(time.Millisecond / 2)
+		if cpuTime()-before < 100*time.Microsecond {
+			return
+		}
+	}
+}
+
 // race is track.race with the usual turns, and returns CPU nanoseconds per
-// operation.
+// operation. It takes no rest: beside a server the process has none.
 func race(works []work, rounds int) [][]float64 {
 	var all [][]float64
-	for _, l := range (track{turn, chunk}).race(works, rounds) {
+	for _, l := range (track{turn, chunk, false}).race(works, rounds) {
 		all = append(all, l.cpu())
 	}
 	return all

@@ -22,14 +22,14 @@ type plan struct {
 
 var (
 	fullPlan = plan{
-		track{turn, chunk},
+		track{turn, chunk, true},
 		[3]int{10_000, 1_000_000, 5_000_000},
 		11, traceLength, 200_000, 1_000_000,
 		[]int{1, 2},
 	}
 	// quickPlan shows that everything runs; its numbers mean nothing.
 	quickPlan = plan{
-		track{time.Millisecond, 1 << 9},
+		track{time.Millisecond, 1 << 9, true},
 		[3]int{1000, 2000, 4000},
 		3, 1 << 13, 2000, 10_000,
 		[]int{1, 2},
@@ -81,7 +81,6 @@ type runner struct {
 
 // raceNamed races and keeps the laps under name, to which the caches are added.
 func (s *session) raceNamed(name string, t track, runners []runner) {
-	runtime.GC()
 	works := make([]work, len(runners))
 	for i, r := range runners {
 		works[i] = r.do

@@ -92,7 +92,7 @@ func (s *session) stampede() error {
 		if err != nil {
 			return err
 		}
-		t := track{s.turn, 16}
+		t := track{s.turn, 16, true}
 		if delay == 0 {
 			t.chunk = 256
 		}

@@ -32,7 +32,7 @@ func (s *session) suite() error {
 			if err != nil {
 				return err
 			}
-			t := track{s.turn, s.chunk * 4}
+			t := track{s.turn, s.chunk * 4, true}
 			var runners []runner
 			for _, side := range sides {
 				side.write(trace)
@@ -126,44 +126,54 @@ func suiteSides(capacity int) (sides []suiteSide, closeAll func(), err error) {
 func (s *session) many() error {
 	const at64 = 64
 	n := s.sizes[1]
-	for _, procs := range s.procs {
-		name := fmt.Sprintf("Many/keys=%d/dist=uniform/n=%d/procs=%d", at64, n, procs)
-		if !s.wanted(name) {
-			continue
-		}
-		c, err := tidemark.New(tidemark.Options[string, [4]uint64]{
-			MaxCost: int64(n * 9 / 8), ExpectedEntries: int64(n * 9 / 8),
-			Loader: tidemark.LoaderFunc[string, [4]uint64](func(context.Context, string) ([4]uint64, tidemark.Version, error) {
-				return [4]uint64{1}, 1, nil
-			}),
-		})
-		if err != nil {
+	name := fmt.Sprintf("Many/keys=%d/dist=uniform/n=%d/procs=", at64, n)
+	if !s.wanted(name+"1") && !s.wanted(name+"2") {
+		return nil
+	}
+	ctx := context.Background()
+	c, err := tidemark.New(tidemark.Options[string, [4]uint64]{
+		MaxCost: int64(n * 9 / 8), ExpectedEntries: int64(n * 9 / 8),
+		Loader: tidemark.LoaderFunc[string, [4]uint64](func(context.Context, string) ([4]uint64, tidemark.Version, error) {
+			return [4]uint64{1}, 1, nil
+		}),
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close(ctx)
+	for _, k := range stringKeys(everyKey(n)) {
+		if _, err := c.Load(ctx, k); err != nil {
 			return err
 		}
-		for _, k := range stringKeys(everyKey(n)) {
-			if _, err := c.Load(context.Background(), k); err != nil {
-				return err
+	}
+	trace := stringKeys(uniformTrace(s.traceLength, n))
+	misses := 0
+	runners := []runner{
+		{"LoadMany", func(at, n int) {
+			for part := range parts(trace[at&(len(trace)-1):][:n], at64) {
+				m, err := c.LoadMany(ctx, part)
+				if err != nil || len(m) == 0 {
+					misses += len(part)
+				}
 			}
-		}
-		trace := stringKeys(uniformTrace(s.traceLength, n))
-		runners := []runner{
-			{"LoadMany", func(at, n int) {
-				for part := range parts(trace[at&(len(trace)-1):][:n], at64) {
-					if m, err := c.LoadMany(context.Background(), part); err != nil || len(m) == 0 {
-						panic(err)
-					}
+		}},
+		{"Get", func(at, n int) {
+			for _, k := range trace[at&(len(trace)-1):][:n] {
+				if _, ok := c.Get(k); !ok {
+					misses++
 				}
-			}},
-			{"Get", func(at, n int) {
-				for _, k := range trace[at&(len(trace)-1):][:n] {
-					c.Get(k)
-				}
-			}},
+			}
+		}},
+	}
+	reads := 0
+	for _, procs := range s.procs {
+		if full := fmt.Sprint(name, procs); s.wanted(full) {
+			withProcs(procs, func() { s.raceNamed(full, s.track, runners) })
+			reads += s.rounds * s.chunk
 		}
-		withProcs(procs, func() { s.raceNamed(name, s.track, runners) })
-		if err := c.Close(context.Background()); err != nil {
-			return err
-		}
+	}
+	if misses > reads/100+at64 {
+		return fmt.Errorf("%d keys are not there", misses)
 	}
 	return nil
 }

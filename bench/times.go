@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 )
 
@@ -112,6 +113,17 @@ func (s *session) times() error {
 	return nil
 }
 
+// onOne reports whether a goal wants an event on one processor too.
+func onOne(sh shape, e event) bool {
+	switch {
+	case sh.bytes != 32 || sh.key == "string16to24":
+		return false
+	case sh.group > 0:
+		return e.reads == 100
+	}
+	return e.goroutines == 1 || e.reads == 75
+}
+
 // timesOf fills contenders and races them at each event, on one processor too if
 // a goal asks for it.
 func timesOf[K identifier, V payload](s *session, sh shape, encode func([]uint32) []K, events []event) error {
@@ -124,7 +136,7 @@ func timesOf[K identifier, V payload](s *session, sh shape, encode func([]uint32
 	for _, procs := range s.procs {
 		for _, e := range events {
 			name := fmt.Sprintf("Cache/%v/%v/procs=%d/g=%d", e, sh, procs, e.goroutines)
-			if s.wanted(name) && (procs > 1 || sh.bytes == 32 && sh.key != "string16to24") {
+			if s.wanted(name) && (procs > 1 || onOne(sh, e)) {
 				wanted = append(wanted, planned{e, procs, name})
 			}
 		}
@@ -149,6 +161,7 @@ func timesOf[K identifier, V payload](s *session, sh shape, encode func([]uint32
 		"zipf":    encode(shuffled(zipfTrace(s.traceLength, sh.n, 0.99), sh.n)),
 		"uniform": encode(uniformTrace(s.traceLength, sh.n)),
 	}
+	runtime.GC() // not before each race: with millions of entries it takes longer than that
 	for _, p := range wanted {
 		withProcs(p.procs, func() { raceEvent(s, p.name, p.event, p.procs, contenders, traces[p.dist]) })
 	}
