@@ -101,7 +101,8 @@ func (s *session) inserts() error {
 			for _, m := range evicting[uint64]() {
 				c, err := filled(m, integerKeys(everyKey(n)))
 				if err != nil {
-					return err
+					s.fail(name, err)
+					continue
 				}
 				defer c.close()
 				next := n / 4 // the first ones find the room that filled left

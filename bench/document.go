@@ -144,7 +144,12 @@ behind RWMutexes. A bare map keeps everything: it does not evict, expire or comp
 		[]string{"load average", fmt.Sprintf("%s before, %s after", d.get("load-before"), d.get("load-after"))},
 		[]string{"command", "`make bench`"})
 	d.table([]string{"", ""}, rows)
-	d.printf("`make bench` leaves each round's numbers in `bench/results.txt`, which benchstat reads: `benchstat -col /cache -filter " +
+	for _, s := range d.results.head {
+		if s.key == "failed" {
+			d.printf("* **Not measured**: %s\n", s.value)
+		}
+	}
+	d.printf("\n`make bench` leaves each round's numbers in `bench/results.txt`, which benchstat reads: `benchstat -col /cache -filter " +
 		"'.name:Cache /n:10000' bench/results.txt`. `go run -C bench . -only REGEXP` measures what has a matching name.\n\n")
 }
 

@@ -39,7 +39,8 @@ func weighAll[K identifier](s *session, n int, kind string, keys func() []K) err
 		}
 		bytes, gc, err := weigh(m, keys)
 		if err != nil {
-			return err
+			s.fail(name, err)
+			continue
 		}
 		for i := range gc {
 			s.add(name, n, quantity{float64(bytes) / float64(n), "B/entry"}, quantity{gc[i], "gc-ns"})

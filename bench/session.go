@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -55,8 +56,10 @@ func withProcs(n int, do func()) {
 	do()
 }
 
-// run measures everything, one section after the other.
+// run measures everything, one section after the other. What fails does not keep
+// the others from being measured: a run takes long.
 func (s *session) run() error {
+	var errs []error
 	for _, section := range []struct {
 		name string
 		run  func() error
@@ -66,11 +69,18 @@ func (s *session) run() error {
 	} {
 		began := time.Now()
 		if err := section.run(); err != nil {
-			return fmt.Errorf("%s: %w", section.name, err)
+			s.fail(section.name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", section.name, err))
 		}
 		fmt.Fprintf(s.progress, "# %s: %v\n", section.name, time.Since(began).Round(time.Second))
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// fail notes what could not be measured, for the document.
+func (s *session) fail(what string, err error) {
+	s.set("failed", strings.ReplaceAll(fmt.Sprintf("%s: %v", what, err), "\n", "; "))
+	fmt.Fprintf(s.progress, "# %s: %v\n", what, err)
 }
 
 // A runner is one side of a race.
