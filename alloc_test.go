@@ -2,6 +2,7 @@ package tidemark
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,17 +89,30 @@ func messageAllocatesNothing[K comparable](t *testing.T, key K) {
 	assert.EqualValues(t, 201*64, r.applies.Load())
 }
 
-// Putting a present key allocates the new entry and nothing else.
-func TestAlloc_PutOfAPresentKeyAllocatesOneObject(t *testing.T) {
-	c := newCache(t, Options[string, int]{})
-	require.Equal(t, Applied, c.Put("k", 0, 1))
-	v := Version(1)
-	allocs := testing.AllocsPerRun(200, func() {
-		v++
-		c.Put("k", int(v), v)
-	})
-	assert.LessOrEqual(t, allocs, 1.0)
-	got, ok := c.Get("k")
-	assert.True(t, ok)
-	assert.Equal(t, int(v), got)
+// Putting a present key allocates nothing: its place is written into.
+func TestAlloc_PutOfAPresentKeyAllocatesNothing(t *testing.T) {
+	for name, o := range map[string]Options[string, int]{
+		"plain":             {},
+		"with times":        {TTL: 2 * time.Hour, RefreshAfter: time.Hour, Store: newSource()},
+		"with costs":        {Cost: func(string, int) int64 { return 3 }, MaxCost: small},
+		"with a long key":   {},
+		"with another cost": {Cost: func(_ string, v int) int64 { return 100 + int64(v)%7 }, MaxCost: small},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCache(t, o)
+			k := "k"
+			if name == "with a long key" {
+				k = strings.Repeat("k", 100)
+			}
+			require.Equal(t, Applied, c.BeginFill(k).Commit(1, 1))
+			v := Version(1)
+			assert.Zero(t, testing.AllocsPerRun(200, func() {
+				v++
+				c.Put(k, int(v), v)
+			}))
+			got, ok := c.Get(k)
+			assert.True(t, ok)
+			assert.Equal(t, int(v), got)
+		})
+	}
 }

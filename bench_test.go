@@ -19,7 +19,7 @@ import (
 
 // Names are key=value for benchstat. key: the type of the keys (strings are 20
 // bytes); ttl: whether entries expire; reads: in percent. Run them with make
-// bench, and compare with other caches by go run -C bench .
+// microbench, and compare with other caches by go run -C bench .
 
 const benchKeys = 10_000 // of a cache that has room for a few more
 

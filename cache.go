@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tidemark-go/tidemark/internal/replica"
+	"github.com/tidemark-go/tidemark/internal/table"
 )
 
 // A Cache holds the newest known states of keys. Make one with New. All methods
@@ -21,12 +22,11 @@ import (
 type Cache[K comparable, V any] struct {
 	opts  Options[K, V]
 	keys  keys[K]
-	began time.Time // moments are counted from here, on the monotonic clock
-	skew  skew      // zero, but in a simulation
+	clock clock
 
 	shift  uint8 // of a hash, to its shard
 	shards []shard[K, V]
-	policy *policy[K]
+	policy *policy
 
 	era         atomic.Uint64
 	sourceEpoch atomic.Uint32 // versions of other epochs order nothing
@@ -43,6 +43,9 @@ type Cache[K comparable, V any] struct {
 	// logged says that there is one.
 	fresh  replica.Fresh
 	logged bool
+
+	dated bool // a Put has to know the time
+	plain bool // a Get has to look at nothing but the entry
 
 	places   chan struct{}     // one element per load that runs; nil: no bound
 	versions *versionLoader[K] // nil: the source cannot tell them
@@ -78,7 +81,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	c := &Cache[K, V]{
 		opts:   o,
 		keys:   newKeys(o.KeyCodec),
-		began:  time.Now(),
+		clock:  clock{began: time.Now()},
 		shift:  uint8(64 - bits.Len(uint(o.Shards-1))),
 		shards: make([]shard[K, V], o.Shards),
 	}
@@ -93,10 +96,15 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 		return nil, err
 	}
 	slots := ceilPow2(int(min(max(o.ExpectedEntries/int64(o.Shards), 64), 1024)))
+	layout := table.NewLayout[K, V, head](c.keys.hash)
+	perShard := float64(o.ExpectedEntries) / float64(o.Shards)
+	perShard += 4 * math.Sqrt(perShard) // hardly any has more by chance
 	for i := range c.shards {
-		c.shards[i].init(c.policy, slots, o.Loader == nil, int64(o.LoaderClass.lag))
+		c.shards[i].init(c.policy, layout, perShard, slots, o.Loader == nil, int64(o.LoaderClass.lag))
 	}
 	c.logged = o.Invalidator.Log != nil
+	c.dated = o.TTL != 0 || o.EntryTTL != nil || o.RefreshAfter != 0
+	c.plain = o.Level == Any && o.MaxStale == 0 && o.RefreshAfter == 0
 	c.sourceEpoch.Store(o.SourceEpoch)
 	c.adopted.Store(o.SourceEpoch)
 	c.fresh.Reset(0)
@@ -116,7 +124,15 @@ type skew struct {
 	set   atomic.Int64 // by how much the wall clock was set forward
 }
 
-func (c *Cache[K, V]) now() int64 { return int64(time.Since(c.began)) - c.skew.slept.Load() }
+// A clock is the monotonic clock, and how far it is from the wall clock.
+type clock struct {
+	began time.Time // moments are counted from here
+	skew  skew      // zero, but in a simulation
+}
+
+func (k *clock) now() int64 { return int64(time.Since(k.began)) - k.skew.slept.Load() }
+
+func (c *Cache[K, V]) now() int64 { return c.clock.now() }
 
 // after returns the moment d after at, or the last one there is.
 func after(at int64, d time.Duration) int64 {
@@ -129,8 +145,7 @@ func after(at int64, d time.Duration) int64 {
 // moment must be called under the lock of the shard that it is used for: the
 // shard's count of entries relies on eras that do not go back.
 func (c *Cache[K, V]) moment() moment {
-	era := c.era.Load()
-	return moment{era: era, now: c.now()}
+	return moment{era: c.era.Load(), clock: &c.clock}
 }
 
 func (c *Cache[K, V]) shard(hash uint64) *shard[K, V] {
@@ -143,8 +158,41 @@ func (c *Cache[K, V]) shard(hash uint64) *shard[K, V] {
 // here; GetEntry tells them apart.
 //
 // The value is shared with other readers and must not be modified.
-func (c *Cache[K, V]) Get(key K) (V, bool) {
-	if n, _ := c.find(key); n != nil && !n.E.absent {
+func (c *Cache[K, V]) Get(key K) (value V, ok bool) {
+	if !c.plain {
+		return c.getAt(key)
+	}
+	hash, era := c.keys.hash(key), c.era.Load()
+	s := c.shard(hash)
+	for {
+		// The value goes to its place at once: each copy on the way would be waited for.
+		p, found := s.table.Load(hash, key, &value)
+		if !found {
+			break
+		}
+		h := p.Head
+		good := h.era.Load() == era && !h.absent() && (h.expiresAt.Load() == 0 || c.now() < h.expiresAt.Load())
+		if !p.Valid() {
+			continue
+		}
+		if !good {
+			break
+		}
+		c.stats.hits.add()
+		if s.policy.samples(hash) {
+			s.touch(h, hash)
+		}
+		return value, true
+	}
+	c.stats.misses.add()
+	var zero V // and not what was copied on the way
+	return zero, false
+}
+
+// getAt is Get at a level that has more to ask.
+func (c *Cache[K, V]) getAt(key K) (V, bool) {
+	var n node[K, V]
+	if _, ok := c.find(key, &n); ok && !n.E.absent {
 		return n.E.value, true
 	}
 	var zero V
@@ -154,48 +202,55 @@ func (c *Cache[K, V]) Get(key K) (V, bool) {
 // GetEntry is Get with everything that is known of the state. A cached absence
 // is a hit, with Absent set.
 func (c *Cache[K, V]) GetEntry(key K) (Entry[V], bool) {
-	if n, fresh := c.find(key); n != nil {
+	var n node[K, V]
+	if fresh, ok := c.find(key, &n); ok {
 		return n.E.public(fresh, c.moments()), true
 	}
 	return Entry[V]{Age: -1}, false
 }
 
-// find returns the node of key if it may be served, with the mark that vouches
-// for it, and counts the read.
-func (c *Cache[K, V]) find(key K) (*node[K, V], replica.Mark) {
+// find copies the entry of key to n if it may be served, returns the mark that
+// vouches for it, and counts the read.
+func (c *Cache[K, V]) find(key K, n *node[K, V]) (replica.Mark, bool) {
 	hash := c.keys.hash(key)
 	applied, fresh := c.applied(c.opts.Level), c.freshness()
-	n := c.peek(hash, key)
+	p, ok := c.peek(hash, key, n)
 	var now replica.Moment
 	if c.timed(c.opts.Level) {
 		now = c.moments()
 	}
-	if n == nil || !c.admits(c.opts.Level, applied, &n.E, fresh, now) {
+	if !ok || !c.admits(c.opts.Level, applied, &n.E.facts, fresh, now) {
 		c.stats.misses.add()
-		return nil, fresh
+		return fresh, false
 	}
-	c.hit(hash, n)
-	return n, fresh
+	c.hit(p, key, hash)
+	return fresh, true
 }
 
-// peek returns the node of key if it is of this era and has not expired. An entry
-// never changes its era, and eras never come back, so an entry that something
-// has made suspect after the era was read is one that was good while this ran.
-func (c *Cache[K, V]) peek(hash uint64, key K) *node[K, V] {
+// peek copies the entry of key to n if it is of this era and has not expired. An
+// entry never changes its era but by being replaced, and eras never come back, so
+// an entry that something has made suspect after the era was read is one that was
+// good while this ran.
+func (c *Cache[K, V]) peek(hash uint64, key K, n *node[K, V]) (p place, ok bool) {
 	era := c.era.Load()
-	n := c.shard(hash).table.Find(hash, key)
-	if n == nil || n.E.era != era || n.E.expiresAt != 0 && n.E.expired(c.now()) {
-		return nil
-	}
-	return n
+	n.Key, n.Hash = key, hash
+	p, ok = c.shard(hash).look(hash, key, &n.E.value, &n.E.facts)
+	return p, ok && c.servable(era, &n.E.facts)
 }
 
-// hit counts a hit and tells the policy.
-func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
+// servable reports whether an entry may be served in this era.
+func (c *Cache[K, V]) servable(era uint64, e *facts) bool {
+	return e.era == era && (e.expiresAt == 0 || !e.expired(c.now()))
+}
+
+// hit counts a hit on the key whose entry was copied from p, and tells the policy.
+func (c *Cache[K, V]) hit(p place, key K, hash uint64) {
 	c.stats.hits.add()
-	c.shard(hash).touch(&n.E)
+	if c.policy.samples(hash) {
+		c.shard(hash).touch(p.Head, hash)
+	}
 	if c.opts.RefreshAfter > 0 {
-		c.refresh(hash, n)
+		c.refresh(p, key, hash)
 	}
 }
 
@@ -215,24 +270,26 @@ func (c *Cache[K, V]) hit(hash uint64, n *node[K, V]) {
 // changed, as Invalidate with version 0 is: Unproven, and the entry is gone. The
 // Age of what it brings is not known, so no read Within a bound takes it.
 //
-// Putting a present key allocates one object.
+// Putting a present key allocates nothing, if the value has up to 128 bytes.
 func (c *Cache[K, V]) Put(key K, value V, version Version) Outcome {
 	if c.closed.Load() {
 		return Closed
 	}
 	hash := c.keys.hash(key)
-	n := c.newNode(key, hash, value, mark{version: version}, byPut)
+	n := newNode(key, hash, value, mark{version: version}, byPut)
 	n.E.provenAt = unproven
-	return c.offer(n, c.cost(key, value), c.now(), func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+	var now int64
+	if c.dated {
+		now = c.now()
+	}
+	return c.offer(&n, c.cost(key, value), now, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgePutLocked(key, hash, mark{version: version}, at), nil
 	})
 }
 
 // newNode returns an entry that is not in the table yet.
-func (c *Cache[K, V]) newNode(key K, hash uint64, value V, m mark, by cause) *node[K, V] {
-	n := &node[K, V]{Key: key, Hash: hash}
-	n.E.value, n.E.version, n.E.absent, n.E.cause = value, m.version, m.absent, by
-	return n
+func newNode[K comparable, V any](key K, hash uint64, value V, m mark, by cause) node[K, V] {
+	return node[K, V]{Key: key, Hash: hash, E: entry[V]{value, facts{version: m.version, absent: m.absent, cause: by}}}
 }
 
 // offer installs n if judge, called under the lock, allows it, and otherwise
@@ -310,7 +367,7 @@ func (c *Cache[K, V]) cost(key K, value V) (cost int64) {
 // setTimes sets when n expires and is due for a refresh, counted from began, and
 // reports whether n is to be cached at all.
 func (c *Cache[K, V]) setTimes(n *node[K, V], began int64) bool {
-	n.E.refreshAt.Store(after(began, c.opts.RefreshAfter))
+	n.refreshAt = after(began, c.opts.RefreshAfter)
 	ttl := c.opts.TTL
 	if n.E.absent {
 		ttl = c.opts.NegativeTTL
@@ -412,9 +469,9 @@ func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
 	if f.c.closed.Load() {
 		return Closed
 	}
-	n := f.c.newNode(g.key, g.hash, value, m, byFill)
+	n := newNode(g.key, g.hash, value, m, byFill)
 	n.E.provenAt = f.began
-	return f.c.offer(n, f.c.cost(g.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+	return f.c.offer(&n, f.c.cost(g.key, value), f.began, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(g, m, at), g
 	})
 }
@@ -426,14 +483,15 @@ func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
 func (c *Cache[K, V]) All() iter.Seq2[K, Entry[V]] {
 	return func(yield func(K, Entry[V]) bool) {
 		for i := range c.shards {
-			for n := range c.shards[i].table.All {
+			for key := range c.shards[i].table.All {
+				var n node[K, V]
 				applied, fresh := c.applied(c.opts.Level), c.freshness()
-				n := c.peek(n.Hash, n.Key)
+				_, ok := c.peek(c.keys.hash(key), key, &n)
 				now := c.moments()
-				if n == nil || !c.admits(c.opts.Level, applied, &n.E, fresh, now) {
+				if !ok || !c.admits(c.opts.Level, applied, &n.E.facts, fresh, now) {
 					continue
 				}
-				if !yield(n.Key, n.E.public(fresh, now)) {
+				if !yield(key, n.E.public(fresh, now)) {
 					return
 				}
 			}
@@ -496,11 +554,11 @@ func (c *Cache[K, V]) makeRoom(cost int64, hash uint64) {
 			if !p.full(cost) {
 				break
 			}
-			n := s.victimLocked(cost)
-			if n == nil {
+			victim, ok := s.victimLocked(cost)
+			if !ok {
 				break
 			}
-			s.dropLocked(n, at)
+			s.dropLocked(victim, s.table.Hash(victim), at)
 			c.stats.evictions.Add(1)
 			empty = 0
 		}
@@ -522,19 +580,18 @@ func (c *Cache[K, V]) hurry(cost int64) {
 	}
 }
 
-// left is Ristretto's callback: it no longer has r, for whatever reason.
-func (c *Cache[K, V]) left(r *resident[K]) {
-	if r == nil {
+// left is Ristretto's callback: it no longer has the record that t names, for
+// whatever reason.
+func (c *Cache[K, V]) left(t ticket) {
+	if t.record == 0 {
 		return // Ristretto reports some victims twice, the second time empty
 	}
-	s := c.shard(r.hash)
+	s := c.shard(t.hash)
 	s.mu.Lock()
-	if r.state == offered {
-		r.state = gone // there is nothing to withdraw
-		if n := s.table.Find(r.hash, r.key); n != nil && n.E.resident == r {
-			s.dropLocked(n, c.moment())
-			c.stats.evictions.Add(1)
-		}
+	if p, ok := s.holderLocked(t); ok && p.Head.state() == offered {
+		p.Head.setState(gone) // there is nothing to withdraw
+		s.dropLocked(p, t.hash, c.moment())
+		c.stats.evictions.Add(1)
 	}
 	s.mu.Unlock()
 }
@@ -579,14 +636,17 @@ func (c *Cache[K, V]) roundLocked(least int) {
 	if p.closed {
 		return
 	}
+	p.resample()
 	for i := range c.shards {
 		s := &c.shards[i]
-		p.keys = s.touched.Take(p.keys[:0])
-		p.count(p.keys...)
+		if p.keys = s.touched.Take(p.keys[:0]); len(p.keys) > 0 {
+			began := time.Now()
+			p.count(p.keys...)
+			p.spent += time.Since(began)
+		}
 		if int(s.waiting.Load()) >= least {
 			p.ops = s.takeOps(p.ops[:0])
 			p.apply(p.ops)
-			clear(p.ops)
 		}
 	}
 	p.wait()
@@ -598,13 +658,14 @@ func (c *Cache[K, V]) sweep(s *shard[K, V], cells uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := c.moment()
-	for range min(cells, uint64(s.table.Cells())) {
-		n := s.table.At(s.sweepAt)
+	for range min(cells, s.table.Cells()) {
+		p, ok := s.table.At(s.sweepAt)
 		s.sweepAt++
-		if n != nil && (n.E.expired(at.now) || generation(n.E.era) != generation(at.era)) {
-			s.dropLocked(n, at)
+		if ok && (p.Head.expired(&at) || generation(p.Head.era.Load()) != generation(at.era)) {
+			s.dropLocked(p, s.table.Hash(p), at)
 		}
 	}
+	s.table.Shrink()
 }
 
 // A gate counts what is under way and can be shut.

@@ -95,15 +95,14 @@ var causeNames = [...]string{"nothing", "load", "put", "fill", "write", "invalid
 
 func (c cause) String() string { return causeNames[c] }
 
-// An entry is a key's state in the table. It is immutable once published, but
-// for touches and for what resident's comment says; a change publishes a new
-// entry in its place.
-//
-// Publication: all of an entry is written before the table's atomic store of
-// its pointer, and that store synchronizes before the load that returns it, so
-// a reader sees an entry whole or not at all.
-type entry[K comparable, V any] struct {
-	value   V
+// An entry is a key's state, as it was read or is about to be installed.
+type entry[V any] struct {
+	value V
+	facts
+}
+
+// The facts of an entry are what the cache itself wants to know of it.
+type facts struct {
 	version Version
 	absent  bool
 	cause   cause
@@ -116,38 +115,116 @@ type entry[K comparable, V any] struct {
 	// nanoseconds since the cache began; unproven if nothing proved it.
 	provenAt int64
 
-	// refreshAt is when the next hit starts a load behind it, in nanoseconds
-	// since the cache began. Used only with Options.RefreshAfter.
-	refreshAt atomic.Int64
-
 	// expiresAt is in nanoseconds since the cache began; zero means never.
 	expiresAt int64
-
-	// touches holds the reads told to the policy, see policy.touch. Readers
-	// write it without a lock; a lost update only makes the entry look colder.
-	touches atomic.Uint32
-
-	// resident is the policy's record of the key. Successive entries of a key
-	// share it. Its fields are guarded by the shard's mutex.
-	resident *resident[K]
 }
 
 // unproven is the provenAt of an entry that no load or write vouches for.
 const unproven = replica.Never
 
-// A node is an entry in its place in the table, with its key and hash.
-type node[K comparable, V any] = table.Node[K, entry[K, V]]
+// A node is an entry with its key and hash, in somebody's hand.
+type node[K comparable, V any] struct {
+	Key  K
+	Hash uint64
+	E    entry[V]
 
-func (e *entry[K, V]) mark() mark { return mark{e.version, e.absent} }
+	refreshAt int64 // for head.refreshAt
+}
+
+// A head is how an entry stands in the table, beside its key and value. It
+// changes in place under the shard's mutex, between Begin and End of the table, so
+// that a reader that has copied what it needs and finds that the place held still
+// has an entry whole; what it read of one that did not, it reads again.
+type head struct {
+	era       atomic.Uint64
+	expiresAt atomic.Int64
+	version   atomic.Uint64
+	provenAt  atomic.Int64
+	kind      atomic.Uint32 // see below
+
+	// touches holds the reads told to the policy, see policy.touch. Readers
+	// write it without a lock; a lost update only makes the entry look colder,
+	// and one that comes late another entry warmer.
+	touches atomic.Uint32
+
+	// refreshAt is when the next hit starts a load behind it, in nanoseconds
+	// since the cache began. Used only with Options.RefreshAfter.
+	refreshAt atomic.Int64
+
+	// The policy's record of the key, see policy.go. It outlives the entries of
+	// the key while they cost about the same. For writers only.
+
+	cost   int64   // what the entry costs
+	told   float32 // what Ristretto was told, about
+	record uint32  // number of the record, for tickets
+}
+
+// A place is where a key has its entry.
+type place = table.Ref[head]
+
+// The parts of head.kind. Writers change one of them and leave the others.
+const (
+	kindCause  = 0xff
+	kindAbsent = 1 << 8
+	kindState  = 3 << 16 // of the record
+	kindAlias  = 1 << 18 // Ristretto knows the record by another number than the hash
+)
+
+func (h *head) absent() bool     { return h.kind.Load()&kindAbsent != 0 }
+func (h *head) cause() cause     { return cause(h.kind.Load() & kindCause) }
+func (h *head) mark() mark       { return mark{Version(h.version.Load()), h.absent()} }
+func (h *head) state() state     { return state(h.kind.Load() & kindState >> 16) }
+func (h *head) setState(s state) { h.kind.Store(h.kind.Load()&^kindState | uint32(s)<<16) }
+
+// expired reports whether the entry's time is over. It looks at the clock only if
+// the entry expires at all.
+func (h *head) expired(at *moment) bool {
+	end := h.expiresAt.Load()
+	return end != 0 && at.now() >= end
+}
+
+// write makes h the head of e, between Begin and End.
+func (e *facts) write(h *head) {
+	kind := h.kind.Load()&(kindState|kindAlias) | uint32(e.cause)
+	if e.absent {
+		kind |= kindAbsent
+	}
+	h.version.Store(uint64(e.version))
+	// What is as before is not stored: that takes ten times as long as to look.
+	if h.era.Load() != e.era {
+		h.era.Store(e.era)
+	}
+	if h.expiresAt.Load() != e.expiresAt {
+		h.expiresAt.Store(e.expiresAt)
+	}
+	if h.provenAt.Load() != e.provenAt {
+		h.provenAt.Store(e.provenAt)
+	}
+	if h.kind.Load() != kind {
+		h.kind.Store(kind)
+	}
+}
+
+// read copies h to e.
+func (e *facts) read(h *head) {
+	e.era = h.era.Load()
+	e.expiresAt = h.expiresAt.Load()
+	e.version = Version(h.version.Load())
+	e.provenAt = h.provenAt.Load()
+	kind := h.kind.Load()
+	e.absent, e.cause = kind&kindAbsent != 0, cause(kind&kindCause)
+}
+
+func (e *facts) mark() mark { return mark{e.version, e.absent} }
 
 // expired reports whether e's time is over. now is only looked at if e expires
 // at all.
-func (e *entry[K, V]) expired(now int64) bool { return e.expiresAt != 0 && now >= e.expiresAt }
+func (e *facts) expired(now int64) bool { return e.expiresAt != 0 && now >= e.expiresAt }
 
 // age returns how old e can be at most; negative if that is not known. The mark
 // must have been read before e. It vouches only for what was loaded or written
 // since this replica joined: a Put may be below what the log had before.
-func (e *entry[K, V]) age(fresh replica.Mark, now replica.Moment) time.Duration {
+func (e *facts) age(fresh replica.Mark, now replica.Moment) time.Duration {
 	if e.provenAt == unproven {
 		return -1
 	}
@@ -155,6 +232,6 @@ func (e *entry[K, V]) age(fresh replica.Mark, now replica.Moment) time.Duration 
 }
 
 // public returns e as callers see it.
-func (e *entry[K, V]) public(fresh replica.Mark, now replica.Moment) Entry[V] {
+func (e *entry[V]) public(fresh replica.Mark, now replica.Moment) Entry[V] {
 	return Entry[V]{Value: e.value, Version: e.version, Absent: e.absent, Age: e.age(fresh, now)}
 }

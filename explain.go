@@ -55,21 +55,21 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	x.TideMark, x.Deleted, x.SetBy = slot.version, slot.absent, slot.by.String()
 	x.Shared, x.Blind = slot.hash != hash && slot.mark() != mark{}, slot.blind
 	if slot.mark() != (mark{}) {
-		x.SetAgo = time.Duration(at.now - slot.at)
+		x.SetAgo = time.Duration(at.now() - slot.at)
 	}
-	n := s.table.Find(hash, key)
-	if n == nil {
+	var e entry[V]
+	p, ok := s.look(hash, key, &e.value, &e.facts)
+	if !ok {
 		return x
 	}
-	e := &n.E
 	pub := e.public(c.freshness(), c.moments())
 	x.Resident, x.Version, x.Absent, x.Age = true, pub.Version, pub.Absent, pub.Age
-	x.Served = e.era == at.era && !e.expired(at.now)
-	x.Cause, x.Policy = e.cause.String(), e.resident.state.String()
+	x.Served = e.era == at.era && !e.expired(at.now())
+	x.Cause, x.Policy = e.cause.String(), p.Head.state().String()
 	x.Thrown = generation(e.era) != generation(at.era)
 	x.Suspect = !x.Thrown && e.era != at.era&^eraBypass
 	if e.expiresAt != 0 {
-		x.Expires = time.Duration(e.expiresAt - at.now)
+		x.Expires = time.Duration(e.expiresAt - at.now())
 	}
 	x.TideMark, x.Deleted, x.SetBy, x.SetAgo, x.Shared = e.version, e.absent, x.Cause, 0, false
 	return x

@@ -141,9 +141,9 @@ func evict[V any](t testing.TB, c *Cache[string, V], key string) {
 	s := c.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.table.Find(hash, key)
-	require.NotNil(t, n, "there is nothing to evict")
-	s.dropLocked(n, c.moment())
+	p, ok := s.table.Find(hash, key)
+	require.True(t, ok, "there is nothing to evict")
+	s.dropLocked(p, hash, c.moment())
 }
 
 // idle asserts that nothing is in progress in c: no fence, flight or place is
@@ -399,7 +399,7 @@ func TestS04_ALaggingLoadKeepsTheFloorOfItsStart(t *testing.T) {
 		for range 3 { // turns
 			time.Sleep(1100 * time.Millisecond)
 			sh.mu.Lock()
-			floor := sh.delayed.floor(hash, c.now())
+			floor := sh.delayed.floor(hash, c.moment())
 			sh.mu.Unlock()
 			if floor == (mark{}) {
 				break
@@ -416,22 +416,23 @@ func TestS04_ALaggingLoadKeepsTheFloorOfItsStart(t *testing.T) {
 // that many keys share does not refuse their loads for ever.
 func TestS04_ALaggingFloorLastsBetweenOnceAndTwiceTheLag(t *testing.T) {
 	const lag = 100
+	when := func(now int64) moment { return moment{fixed: now} }
 	for began := int64(0); began < 2*lag; began += 10 { // of the turn, relative to the raise
 		d := newDelayedTide(4, lag)
-		d.raise(1<<8, mark{version: 1}, 1000-began) // so that it turns then
+		d.raise(1<<8, mark{version: 1}, when(1000-began)) // so that it turns then
 		at := max(1000-began, 1000)
-		d.raise(0, mark{version: 7}, at)
+		d.raise(0, mark{version: 7}, when(at))
 		for now := at; now < at+lag; now += 5 {
-			require.Equal(t, mark{version: 7}, d.floor(0, now), "forgotten after %d", now-at)
+			require.Equal(t, mark{version: 7}, d.floor(0, when(now)), "forgotten after %d", now-at)
 		}
 		for now := at + lag; now < at+2*lag; now += 5 {
-			d.floor(0, now)
+			d.floor(0, when(now))
 		}
-		assert.Equal(t, mark{}, d.floor(0, at+2*lag), "still known after twice the lag")
+		assert.Equal(t, mark{}, d.floor(0, when(at+2*lag)), "still known after twice the lag")
 	}
 	d := newDelayedTide(4, lag)
-	d.raise(0, mark{version: 7}, 10)
-	assert.Equal(t, mark{}, d.floor(0, 10_000), "nobody asked for a long time")
+	d.raise(0, mark{version: 7}, when(10))
+	assert.Equal(t, mark{}, d.floor(0, when(10_000)), "nobody asked for a long time")
 }
 
 // Load A has read version 1; a linearizable read begins load B. From then on

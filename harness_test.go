@@ -161,7 +161,7 @@ func onSource(t testing.TB, s *source) *Cache[string, int] {
 // check verifies the shards' invariants, named at the top of shard.go.
 func (c *Cache[K, V]) check() error {
 	for i := range c.shards {
-		if err := c.shards[i].check(c.era.Load()); err != nil {
+		if err := c.shards[i].check(c.era.Load(), c.keys.hash); err != nil {
 			return fmt.Errorf("shard %d: %w", i, err)
 		}
 	}
@@ -178,32 +178,56 @@ func (c *Cache[K, V]) check() error {
 	return nil
 }
 
-func (s *shard[K, V]) check(era uint64) error {
+// entry returns the key's entry, or nil.
+func (c *Cache[K, V]) entry(key K) *node[K, V] {
+	hash := c.keys.hash(key)
+	n := new(node[K, V])
+	n.Key, n.Hash = key, hash
+	if _, ok := c.shard(hash).look(hash, key, &n.E.value, &n.E.facts); !ok {
+		return nil
+	}
+	return n
+}
+
+// serves returns the key's entry if it may be served, or nil.
+func (c *Cache[K, V]) serves(key K) *node[K, V] {
+	n := new(node[K, V])
+	if _, ok := c.peek(c.keys.hash(key), key, n); !ok {
+		return nil
+	}
+	return n
+}
+
+func (s *shard[K, V]) check(era uint64, hashOf func(K) uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var cost, windowCost int64
 	live, windowLive := 0, 0
 	var err error
-	for n := range s.table.All {
-		r := n.E.resident
-		cost += r.cost
-		if generation(n.E.era) == s.gen {
+	held := map[ticket]bool{}
+	for key := range s.table.All {
+		hash := hashOf(key)
+		p, _ := s.table.Find(hash, key)
+		h := p.Head
+		cost += h.cost
+		if generation(h.era.Load()) == s.gen {
 			live++
 		}
-		if r.state == inWindow {
-			windowCost += r.cost
+		if h.state() == inWindow {
+			windowCost += h.cost
 			windowLive++
 		}
+		held[ticket{hash, h.record}] = true
 		switch {
-		case r.key != n.Key || r.hash != n.Hash || r.state == gone:
-			err = fmt.Errorf("I5: entry of %v has a record of %v in state %v", n.Key, r.key, r.state)
-		case s.pending[n.Key] != nil && s.pending[n.Key].doubts > 0:
-			err = fmt.Errorf("I4: %v has an entry and a doubt", n.Key)
+		case h.record == 0 || h.state() == gone:
+			err = fmt.Errorf("I5: the entry of %v has record %d in state %v", key, h.record, h.state())
+		case s.pending[key] != nil && s.pending[key].doubts > 0:
+			err = fmt.Errorf("I4: %v has an entry and a doubt", key)
 		}
-		if p := s.pending[n.Key]; p != nil && generation(n.E.era) == generation(era) {
+		if p := s.pending[key]; p != nil && generation(h.era.Load()) == generation(era) {
 			for _, f := range p.fences {
-				if !f.broken && f.era == n.E.era && f.floor.before(n.E.mark()) && n.E.version != 0 {
-					err = fmt.Errorf("I2: a fence of %v is at %v, below the entry at %v", n.Key, f.floor, n.E.mark())
+				if !f.broken && f.era == h.era.Load() && f.floor.before(h.mark()) && h.version.Load() != 0 {
+					err = fmt.Errorf("I2: a fence of %v is at %v, below the entry at %v", key, f.floor, h.mark())
 				}
 			}
 		}
@@ -213,10 +237,17 @@ func (s *shard[K, V]) check(era uint64) error {
 			err = fmt.Errorf("I3: %v is pending for nothing", key)
 		}
 	}
-	for _, r := range s.window[s.head:] {
-		if r.state == inWindow && s.table.Find(r.hash, r.key) == nil {
-			err = fmt.Errorf("I5: the window's record of %v has no entry", r.key)
+	inLine := 0
+	for _, t := range s.window[s.head:] {
+		if p, ok := s.holderLocked(t); ok && p.Head.state() == inWindow {
+			inLine++
 		}
+	}
+	if inLine != windowLive {
+		err = fmt.Errorf("I5: %d entries are in the window, which has tickets of %d", windowLive, inLine)
+	}
+	if len(held) != s.table.Len() {
+		err = fmt.Errorf("I5: %d records for %d entries", len(held), s.table.Len())
 	}
 	switch {
 	case err != nil:

@@ -471,7 +471,7 @@ func (r *member[K, V]) hurry(e *ear, msg []byte) {
 // earlier epoch is none: whoever told it has not heard of this one yet, and may
 // have written since it began.
 func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
-	at, applied := moment{now: r.c.now()}, uint64(0) // looking at the clock takes as long as the rest for a key
+	at, applied := moment{fixed: r.c.now()}, uint64(0) // looking at the clock takes as long as the rest for a key
 	for i := range message.Entries {
 		w := &message.Entries[i]
 		parse := r.c.viewKey
@@ -503,7 +503,7 @@ func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 			m = mark{}
 		}
 		if at.era = r.c.era.Load(); s.delayed.lag > 0 {
-			at.now = r.c.now() // what it remembers it remembers from now on
+			at.fixed = r.c.now() // what it remembers it remembers from now on
 		}
 		s.invalidateLocked(key, hash, m, byMessage, at)
 		s.mu.Unlock()

@@ -725,7 +725,7 @@ func TestCutOff_NothingIsServedUntilTheOwnHelloIsBack(t *testing.T) {
 		loads := src.loadCount()
 		b.setFault(nil)
 		require.NoError(t, c.Ready(t.Context()))
-		assert.Len(t, l.of(EventRejoined), 2)
+		eventually(t, func() bool { return len(l.of(EventRejoined)) == 2 }, "it says so")
 		for _, key := range []string{"k", "put", "fill"} {
 			requireNotServed(t, c, key)
 		}

@@ -206,8 +206,9 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	if first {
 		w.arrived, w.at, w.fresh, w.gen = s.flights, now, fresh, generation(c.era.Load())
 		// A load may have ended between the look without the lock and now.
-		if n := c.peek(w.hash, w.key); n != nil && c.admits(w.level, applied, &n.E, fresh, w.at) {
-			return n, nil, false, nil
+		var n node[K, V]
+		if _, ok := c.peek(w.hash, w.key, &n); ok && c.admits(w.level, applied, &n.E.facts, fresh, w.at) {
+			return &n, nil, false, nil
 		}
 	}
 	at := c.moment()
@@ -293,7 +294,7 @@ func (c *Cache[K, V]) mustBeStrong(s *shard[K, V], w *waiter[K, V], at moment) b
 	if p := s.pending[w.key]; p != nil && p.doubts > 0 {
 		return true
 	}
-	return at.now < c.holdOff.Load() || s.delayed.floor(w.hash, at.now) == unknownMark
+	return at.now() < c.holdOff.Load() || s.delayed.floor(w.hash, at) == unknownMark
 }
 
 // takeOffLocked begins a flight. An older one goes on for those who wait for it,
@@ -310,11 +311,11 @@ func (s *shard[K, V]) takeOffLocked(f *flight[K, V], at moment) {
 	p.running++
 }
 
-// refresh starts a load behind a hit on n if n is due for one. A failed attempt
+// refresh starts a load behind a hit on the entry at p if it is due for one. A failed attempt
 // is repeated after another RefreshAfter.
-func (c *Cache[K, V]) refresh(hash uint64, n *node[K, V]) {
+func (c *Cache[K, V]) refresh(p place, key K, hash uint64) {
 	now := c.now()
-	due := n.E.refreshAt.Load()
+	due := p.Head.refreshAt.Load()
 	if now < due {
 		return
 	}
@@ -322,18 +323,18 @@ func (c *Cache[K, V]) refresh(hash uint64, n *node[K, V]) {
 	if !s.mu.TryLock() {
 		return // a hit waits for nobody; the next one tries again
 	}
-	if !n.E.refreshAt.CompareAndSwap(due, now+int64(c.opts.RefreshAfter)) {
+	if !p.Valid() || !p.Head.refreshAt.CompareAndSwap(due, now+int64(c.opts.RefreshAfter)) {
 		s.mu.Unlock()
 		return
 	}
-	w := &waiter[K, V]{key: n.Key, hash: hash, tries: 1}
-	p := s.pending[n.Key]
-	if p != nil && (p.flight != nil || p.running > 0) || !c.loads.enter() {
+	w := &waiter[K, V]{key: key, hash: hash, tries: 1}
+	running := s.pending[key]
+	if running != nil && (running.flight != nil || running.running > 0) || !c.loads.enter() {
 		s.mu.Unlock()
 		return
 	}
 	at := c.moment()
-	f := &flight[K, V]{done: make(chan struct{}), off: c.moments(), fence: fence[K]{key: n.Key, hash: hash}}
+	f := &flight[K, V]{done: make(chan struct{}), off: c.moments(), fence: fence[K]{key: key, hash: hash}}
 	f.strong = c.mustBeStrong(s, w, at)
 	s.takeOffLocked(f, at)
 	s.mu.Unlock()
@@ -476,10 +477,10 @@ func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
 		proven -= int64(c.opts.LoaderClass.lag)
 	}
 	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began.Mono - proven)}
-	n := c.newNode(f.key, f.hash, value, m, byLoad)
+	n := newNode(f.key, f.hash, value, m, byLoad)
 	n.E.provenAt = proven
 	f.err = &LoadError{Err: errGoexit} // what is left if Cost or EntryTTL ends this goroutine
-	c.offer(n, c.cost(f.key, value), f.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+	c.offer(&n, c.cost(f.key, value), f.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&f.fence, m, at), &f.fence
 	})
 	f.err = nil
@@ -521,16 +522,17 @@ func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], e
 		asked[key] = struct{}{}
 		hash := c.keys.hash(key)
 		applied, fresh := c.applied(c.opts.Level), c.freshness()
-		n := c.peek(hash, key)
-		if n != nil {
-			if now := c.moments(); c.admits(c.opts.Level, applied, &n.E, fresh, now) {
-				c.hit(hash, n)
-				found = append(found, c.found(n, fresh, now))
+		var n node[K, V]
+		p, ok := c.peek(hash, key, &n)
+		if ok {
+			if now := c.moments(); c.admits(c.opts.Level, applied, &n.E.facts, fresh, now) {
+				c.hit(p, key, hash)
+				found = append(found, c.found(&n, fresh, now))
 				continue
 			}
 		}
 		c.stats.misses.add()
-		if n != nil && c.failsStale(c.opts.Level) {
+		if ok && c.failsStale(c.opts.Level) {
 			failed[key] = stale(c.opts.Level)
 			continue
 		}

@@ -1146,6 +1146,32 @@ func TestTTL(t *testing.T) {
 }
 
 // EntryTTL sees the entry, and is obeyed to the nanosecond, absences included.
+func TestTTL_EveryReadHeedsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(t, Options[string, int]{TTL: time.Second, TTLJitter: -1})
+		time.Sleep(time.Minute) // a Put counts from when it comes
+		require.Equal(t, Applied, c.Put("k", 7, 1))
+		reads := map[string]func() bool{
+			"Get":      func() bool { _, ok := c.Get("k"); return ok },
+			"GetEntry": func() bool { _, ok := c.GetEntry("k"); return ok },
+			"All": func() (ok bool) {
+				for range c.All() {
+					ok = true
+				}
+				return ok
+			},
+		}
+		time.Sleep(time.Second - 1)
+		for name, read := range reads {
+			assert.True(t, read(), "%s before its end", name)
+		}
+		time.Sleep(time.Nanosecond)
+		for name, read := range reads {
+			assert.False(t, read(), "%s at its end", name)
+		}
+	})
+}
+
 func TestTTL_EntryTTLSeesTheEntry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()

@@ -17,16 +17,27 @@ import (
 // Section 2F of the failure catalogue: what goes wrong within one process. How
 // Ristretto behaves, and the coupling to it in general, is in the policy's tests.
 
-// residentOf returns the policy's record of a key that has an entry.
-func residentOf[V any](t testing.TB, c *Cache[string, V], key string) *resident[string] {
+// recordOf returns the ticket of a key that has an entry, and the state of its
+// record.
+func recordOf[V any](t testing.TB, c *Cache[string, V], key string) (ticket, state) {
 	t.Helper()
 	hash := c.keys.hash(key)
 	s := c.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.table.Find(hash, key)
-	require.NotNil(t, n, "%q has no entry", key)
-	return n.E.resident
+	p, ok := s.table.Find(hash, key)
+	require.True(t, ok, "%q has no entry", key)
+	return ticket{hash, p.Head.record}, p.Head.state()
+}
+
+// setState pretends that a key's record is in another state.
+func setState[V any](c *Cache[string, V], key string, to state) {
+	hash := c.keys.hash(key)
+	s := c.shard(hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, _ := s.table.Find(hash, key)
+	p.Head.setState(to)
 }
 
 // offerAll makes every window entry of a cache Ristretto's.
@@ -49,13 +60,13 @@ func TestS71_ACallbackForAnOldEntryDoesNotRemoveTheNew(t *testing.T) {
 	require.Equal(t, Applied, c.Put("k", 10, 1))
 	require.Equal(t, Applied, c.Put("last", 1, 1)) // the newest stays in the window
 	offerAll(t, c)
-	old := residentOf(t, c, "k")
-	require.Equal(t, offered, old.state)
+	old, now := recordOf(t, c, "k")
+	require.Equal(t, offered, now)
 	require.NoError(t, c.Invalidate(t.Context(), "k", 2))
 	require.Equal(t, Applied, c.Put("k", 20, 2))
 	for range 2 {
 		c.left(old)
-		c.left(nil)
+		c.left(ticket{})
 	}
 	served(t, c, "k", 2, "the old entry's callback")
 	require.Equal(t, Applied, c.Put("newest", 1, 1))
@@ -65,9 +76,9 @@ func TestS71_ACallbackForAnOldEntryDoesNotRemoveTheNew(t *testing.T) {
 	}
 	served(t, c, "k", 2, "the old entry's callback, with the new one offered too")
 
-	recent := residentOf(t, c, "k")
-	require.NotSame(t, old, recent)
-	require.Equal(t, offered, recent.state)
+	recent, now := recordOf(t, c, "k")
+	require.NotEqual(t, old, recent)
+	require.Equal(t, offered, now)
 	c.left(recent)
 	missing(t, c, "k", "its own callback")
 	c.left(recent)
@@ -78,19 +89,14 @@ func TestS71_ACallbackForAnOldEntryDoesNotRemoveTheNew(t *testing.T) {
 func TestS71_OnlyAnOfferedEntryLeaves(t *testing.T) {
 	c := newCache(t, Options[string, int]{MaxCost: small, Shards: 1})
 	require.Equal(t, Applied, c.Put("k", 10, 1))
-	r := residentOf(t, c, "k")
-	require.Equal(t, inWindow, r.state)
+	r, now := recordOf(t, c, "k")
+	require.Equal(t, inWindow, now)
 	c.left(r)
 	served(t, c, "k", 1, "in the window")
-	s := &c.shards[0]
-	s.mu.Lock()
-	r.state = queued
-	s.mu.Unlock()
+	setState(c, "k", queued)
 	c.left(r)
 	served(t, c, "k", 1, "queued")
-	s.mu.Lock()
-	r.state = inWindow
-	s.mu.Unlock()
+	setState(c, "k", inWindow)
 }
 
 // A burst of new keys, ten times what fits and more than Ristretto's queue
@@ -115,12 +121,15 @@ func TestS71_NoEntryIsUntrackedAfterABurst(t *testing.T) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		for n := range s.table.All {
+		for key := range s.table.All {
 			entries++
-			assert.Equal(t, Version(2), n.E.version)
-			if r := n.E.resident; r.state == offered {
+			hash := c.keys.hash(key)
+			p, _ := s.table.Find(hash, key)
+			assert.EqualValues(t, 2, p.Head.version.Load())
+			if p.Head.state() == offered {
+				r := p.Head.call(hash, false)
 				have, ok := c.policy.sketch.Get(r.policyKey)
-				assert.True(t, ok && have == r, "entry %s is untracked", n.Key)
+				assert.True(t, ok && have == r.ticket, "entry %s is untracked", key)
 			}
 		}
 		s.mu.Unlock()

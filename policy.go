@@ -13,8 +13,8 @@ import (
 )
 
 // Ristretto decides what is worth keeping; it never holds a value. It is given
-// a policy key and a *resident for each entry, and when it lets one go the
-// entry leaves the table, if it is still the one that was offered.
+// a policy key and a ticket for each entry, and when it lets one go the entry
+// leaves the table, if its record is still the one that was offered.
 //
 // A new entry first goes through a window, a FIFO of each shard's own, and is
 // offered to Ristretto when it leaves it. So a value is readable the moment Put
@@ -32,14 +32,26 @@ import (
 //     or OnReject. OnExit is called for every value that leaves, for whatever
 //     reason, so it is the only callback here.
 //   - A callback may come late, for a record that was replaced meanwhile, or
-//     twice, or with a nil record: only a record in state offered is heeded.
+//     twice, or with no ticket: only a record in state offered is heeded.
 //   - Updating a cost may exceed the limit without evicting: a record whose
 //     cost changes much is withdrawn, and a new one goes through the window.
 //   - UpdateMaxCost evicts nothing: Resize evicts here.
 //   - Del blocks when the queue is full, and callbacks take shard.mu: Ristretto
 //     is never called with a shard's lock held, and never from a callback.
-type policy[K comparable] struct {
-	sketch *ristretto.Cache[uint64, *resident[K]]
+type policy struct {
+	// sample says of which keys hits are told to Ristretto: those whose hash has
+	// the bits of its low half, the salt, where its high half has ones. The salt
+	// moves on with each round, so that every key has its turn, and the mask
+	// grows and shrinks with what the telling costs.
+	sample atomic.Uint64
+
+	// epoch is advanced each time Ristretto halves its counters, so that the
+	// touches of an entry count anew.
+	epoch atomic.Uint32
+
+	_ [64]byte // keeps those, which every hit reads, off the lines that others write
+
+	sketch *ristretto.Cache[uint64, ticket]
 	// cost is the room that entries take or are about to take; it is reserved
 	// before an entry is installed and never exceeds limit, but for a Resize
 	// that is still evicting.
@@ -48,10 +60,6 @@ type policy[K comparable] struct {
 
 	windowMax atomic.Int64 // per shard
 	mainMax   atomic.Int64 // Ristretto's part
-
-	// epoch is advanced each time Ristretto halves its counters, so that the
-	// touches of an entry count anew.
-	epoch atomic.Uint32
 
 	batch int           // ops of one shard that are worth waking up for
 	pace  int           // calls between two waits for Ristretto, far below the 32,768 at which it refuses Sets
@@ -68,28 +76,30 @@ type policy[K comparable] struct {
 	turn     sync.Mutex
 	closed   bool
 	counters int64
-	counted  int64    // accesses told to Ristretto
-	calls    int      // since the last wait
-	offers   int64    // of those
-	keys     []uint64 // reused by rounds
-	ops      []op[K]  // reused by rounds
+	counted  int64         // accesses told to Ristretto
+	calls    int           // since the last wait
+	offers   int64         // of those
+	keys     []uint64      // reused by rounds
+	ops      []op          // reused by rounds
+	spent    time.Duration // on telling Ristretto of accesses
+	since    time.Time     // when spent was zero
 }
 
-// A resident is the policy's record of one entry, or of successive entries of
-// one key with about the same cost. Its identity is what callbacks compare.
-type resident[K comparable] struct {
-	key  K
-	hash uint64
+// A ticket names the policy's record of one entry, or of successive entries of
+// one key with about the same cost. The record itself is in the entry's head. The
+// zero ticket names none.
+type ticket struct {
+	hash   uint64
+	record uint32 // counts from 1 in each shard
+}
 
-	// policyKey is what Ristretto knows it by: the hash, unless another key of
-	// the same hash was there first. It never changes.
-	policyKey uint64
-
-	// The fields below are guarded by the shard's mu.
-
-	state state
-	cost  int64 // what the entry costs
-	told  int64 // what Ristretto was told
+// policyKey is what Ristretto knows the record by: the hash, unless another key of
+// the same hash was there first. It never changes.
+func (t ticket) policyKey(alias bool) uint64 {
+	if alias {
+		return t.hash + uint64(t.record)*0x9e3779b97f4a7c15
+	}
+	return t.hash
 }
 
 type state uint8
@@ -98,7 +108,7 @@ const (
 	inWindow state = iota
 	queued         // an offer is in ops
 	offered        // Ristretto has it, or is about to
-	gone           // its entry has left the table, or has another record
+	gone           // Ristretto has let it go; its entry is about to leave the table
 )
 
 var stateNames = [...]string{"window", "queued", "offered", "gone"}
@@ -106,9 +116,11 @@ var stateNames = [...]string{"window", "queued", "offered", "gone"}
 func (s state) String() string { return stateNames[s] }
 
 // An op is a call of Ristretto that the policy goroutine has to make.
-type op[K comparable] struct {
-	resident *resident[K]
-	withdraw bool // Del instead of Set
+type op struct {
+	ticket
+	policyKey uint64
+	cost      int64
+	withdraw  bool // Del instead of Set
 }
 
 const (
@@ -120,6 +132,12 @@ const (
 	saturation = 4
 
 	drainEvery = 50 * time.Millisecond // for shards with fewer ops than batch
+
+	// samplingCost is how much of one processor's time may go into telling
+	// Ristretto of hits, in thousandths. maxSampling leaves one key of so many,
+	// less one, in the sample.
+	samplingCost = 30
+	maxSampling  = 1<<10 - 1
 
 	// backlog bounds the ops of a shard: while it has more, its window grows
 	// instead. What must be withdrawn still is, so the true bound is this and
@@ -139,14 +157,14 @@ const (
 	countBatch = 256
 )
 
-func newPolicy[K comparable](maxCost, entries int64, shards int, left func(*resident[K])) (*policy[K], error) {
-	p := &policy[K]{wake: make(chan struct{}, 1)}
+func newPolicy(maxCost, entries int64, shards int, left func(ticket)) (*policy, error) {
+	p := &policy{wake: make(chan struct{}, 1)}
 	p.batch = int(min(max(entries/int64(shards)/64, 1), 16))
 	p.pace = int(min(max(entries/64, 16), 1024))
 	p.setLimits(maxCost, shards)
 	p.counters = sketchCounters(entries)
 	var err error
-	p.sketch, err = ristretto.NewCache(&ristretto.Config[uint64, *resident[K]]{
+	p.sketch, err = ristretto.NewCache(&ristretto.Config[uint64, ticket]{
 		NumCounters:            p.counters,
 		MaxCost:                p.mainMax.Load(),
 		BufferItems:            countBatch,
@@ -180,7 +198,7 @@ func sketchCounters(n int64) int64 {
 }
 
 // close ends Ristretto. Calls of it that are still wanted are not made.
-func (p *policy[K]) close() {
+func (p *policy) close() {
 	p.turn.Lock()
 	defer p.turn.Unlock()
 	p.closed = true
@@ -188,7 +206,7 @@ func (p *policy[K]) close() {
 }
 
 // setLimits divides maxCost into the windows, Ristretto's part, and slack.
-func (p *policy[K]) setLimits(maxCost int64, shards int) {
+func (p *policy) setLimits(maxCost int64, shards int) {
 	window := max(int64(windowShare*float64(maxCost))/int64(shards), 1)
 	slack := int64(slackShare * float64(maxCost))
 	if maxCost >= 20 {
@@ -201,7 +219,7 @@ func (p *policy[K]) setLimits(maxCost int64, shards int) {
 
 // resize is setLimits in use. Windows and reservations follow when each shard
 // has been locked once; Ristretto follows as it admits.
-func (p *policy[K]) resize(maxCost int64, shards int) {
+func (p *policy) resize(maxCost int64, shards int) {
 	p.resizing.Lock()
 	defer p.resizing.Unlock()
 	p.setLimits(maxCost, shards)
@@ -211,7 +229,7 @@ func (p *policy[K]) resize(maxCost int64, shards int) {
 // reserve takes room for cost and returns 0, or takes nothing and returns how
 // much room must be free for it. A negative cost gives room back. It is called
 // under the lock of a shard, see resize.
-func (p *policy[K]) reserve(cost int64) (missing int64) {
+func (p *policy) reserve(cost int64) (missing int64) {
 	for {
 		have := p.cost.Load()
 		if cost > 0 && cost > p.limit.Load()-have {
@@ -224,25 +242,28 @@ func (p *policy[K]) reserve(cost int64) (missing int64) {
 }
 
 // full reports whether there is no room for cost.
-func (p *policy[K]) full(cost int64) bool { return cost > p.limit.Load()-p.cost.Load() }
+func (p *policy) full(cost int64) bool { return cost > p.limit.Load()-p.cost.Load() }
 
-// touch tells the policy of a hit on e, or of a new value for its key. An entry
-// that has had its share of the epoch costs two loads here.
-func (s *shard[K, V]) touch(e *entry[K, V]) {
-	if e.touches.Load() != s.policy.epoch.Load()<<8|saturation {
-		s.touchCold(e)
-	}
+// samples reports whether the policy wants to hear of hits on keys of this hash.
+func (p *policy) samples(hash uint64) bool {
+	x := p.sample.Load()
+	return (uint32(hash>>24)^uint32(x))&uint32(x>>32) == 0
 }
 
-func (s *shard[K, V]) touchCold(e *entry[K, V]) {
+// touch tells the policy of a hit on an entry, or of a new value for its key,
+// unless the entry has had its share of the epoch.
+func (s *shard[K, V]) touch(h *head, hash uint64) {
 	epoch := s.policy.epoch.Load() << 8
-	warmth := e.warmth(epoch)
+	if h.touches.Load() == epoch|saturation {
+		return
+	}
+	warmth := h.warmth(epoch)
 	if warmth >= saturation {
 		return
 	}
-	n := s.touched.Add(e.resident.policyKey)
+	n := s.touched.Add(hash)
 	if n > 0 {
-		e.touches.Store(epoch | warmth + 1)
+		h.touches.Store(epoch | warmth + 1)
 	}
 	if n == buffer.Size {
 		s.policy.kick()
@@ -250,8 +271,8 @@ func (s *shard[K, V]) touchCold(e *entry[K, V]) {
 }
 
 // warmth returns the touches that count in epoch: those of earlier ones by half.
-func (e *entry[K, V]) warmth(epoch uint32) uint32 {
-	t := e.touches.Load()
+func (h *head) warmth(epoch uint32) uint32 {
+	t := h.touches.Load()
 	if t&^0xff != epoch {
 		return t & 0xff / 2
 	}
@@ -259,86 +280,95 @@ func (e *entry[K, V]) warmth(epoch uint32) uint32 {
 }
 
 // kick asks the policy goroutine for a round.
-func (p *policy[K]) kick() {
+func (p *policy) kick() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
 	}
 }
 
-// trackLocked gives n the record that the policy will know it by, and reserves
-// its room. If there is none it does nothing and returns how much must be free.
-func (s *shard[K, V]) trackLocked(n, old *node[K, V], cost int64) (missing int64) {
-	if old == nil {
-		if missing := s.policy.reserve(cost); missing > 0 {
-			return missing
-		}
-		s.cost += cost
-		s.admitLocked(n, cost)
-		return 0
+// trackLocked gives the entry at p the record that the policy will know it by: the
+// one that the key has, unless the cost has changed much. Its room is reserved.
+func (s *shard[K, V]) trackLocked(p place, hash uint64, had bool, cost int64) {
+	h := p.Head
+	s.cost += cost - h.cost
+	if !had {
+		s.admitLocked(p, hash, cost)
+		return
 	}
-	r := old.E.resident
-	if missing := s.policy.reserve(cost - r.cost); missing > 0 {
-		return missing
+	switch change := float32(cost) - h.told; {
+	case h.state() == inWindow:
+		s.windowCost += cost - h.cost
+	case change > h.told/8 || -change > h.told/4:
+		s.withdrawLocked(h, hash)
+		s.admitLocked(p, hash, cost)
+		return
 	}
-	s.cost += cost - r.cost
-	n.E.touches.Store(old.E.touches.Load())
-	switch change := cost - r.told; {
-	case r.state == inWindow:
-		s.windowCost += cost - r.cost
-	case change > r.told/8 || -change > r.told/4:
-		s.withdrawLocked(r)
-		s.admitLocked(n, cost)
-		return 0
+	h.cost = cost
+	if s.policy.samples(hash) {
+		s.touch(h, hash)
 	}
-	r.cost = cost
-	n.E.resident = r
-	s.touch(&n.E)
-	return 0
 }
 
-// admitLocked puts n into the window under a record of its own.
-func (s *shard[K, V]) admitLocked(n *node[K, V], cost int64) {
-	r := &resident[K]{key: n.Key, hash: n.Hash, policyKey: n.Hash, cost: cost}
-	if s.table.SameHash(n.Hash, n.Key) {
-		r.policyKey = rand.Uint64()
+// admitLocked puts the entry at p into the window under a record of its own.
+func (s *shard[K, V]) admitLocked(p place, hash uint64, cost int64) {
+	h := p.Head
+	if s.records++; s.records == 0 {
+		s.records = 1 // after four billion
 	}
-	n.E.resident = r
-	s.window = append(s.window, r)
+	h.cost, h.record = cost, s.records
+	kind := h.kind.Load() &^ (kindState | kindAlias)
+	twin := func(other place) bool { return !other.Same(p) && s.table.Hash(other) == hash }
+	if _, ok := s.table.FindFunc(hash, twin); ok {
+		kind |= kindAlias
+	}
+	h.kind.Store(kind) // in the window
+	s.window = append(s.window, ticket{hash, h.record})
 	s.windowLive++
 	s.windowCost += cost
 	s.overflowLocked()
+}
+
+// holderLocked returns the entry whose record t names.
+func (s *shard[K, V]) holderLocked(t ticket) (p place, ok bool) {
+	return s.table.FindFunc(t.hash, func(p place) bool { return p.Head.record == t.record })
+}
+
+// callLocked returns the call of Ristretto for the record of h.
+func (h *head) call(hash uint64, withdraw bool) op {
+	t := ticket{hash, h.record}
+	return op{t, t.policyKey(h.kind.Load()&kindAlias != 0), h.cost, withdraw}
 }
 
 // overflowLocked offers the oldest records of the window until it is within its
 // share. The newest stays: it has only just come.
 func (s *shard[K, V]) overflowLocked() {
 	for s.windowCost > s.policy.windowMax.Load() && s.head < len(s.window)-1 && len(s.ops) < backlog {
-		r := s.window[s.head]
-		s.window[s.head] = nil
+		t := s.window[s.head]
 		s.head++
-		if r.state != inWindow {
+		p, ok := s.holderLocked(t)
+		if !ok || p.Head.state() != inWindow {
 			continue
 		}
 		s.windowLive--
-		s.windowCost -= r.cost
-		r.state, r.told = queued, r.cost
+		s.windowCost -= p.Head.cost
+		p.Head.setState(queued)
+		p.Head.told = float32(p.Head.cost)
 		s.policy.unjudged.Add(1)
-		s.pushLocked(op[K]{resident: r})
+		s.pushLocked(p.Head.call(t.hash, false))
 	}
 	if dead := len(s.window) - s.windowLive; dead > 64 && dead > s.windowLive {
 		live := s.window[:0]
-		for _, r := range s.window[s.head:] {
-			if r.state == inWindow {
-				live = append(live, r)
+		for _, t := range s.window[s.head:] {
+			if p, ok := s.holderLocked(t); ok && p.Head.state() == inWindow {
+				live = append(live, t)
 			}
 		}
-		clear(s.window[len(live):])
 		s.window, s.head = live, 0
 	}
 }
 
-func (s *shard[K, V]) pushLocked(o op[K]) {
+func (s *shard[K, V]) pushLocked(o op) {
 	s.ops = append(s.ops, o)
 	s.waiting.Store(int32(len(s.ops)))
 	if len(s.ops) == s.policy.batch {
@@ -346,42 +376,41 @@ func (s *shard[K, V]) pushLocked(o op[K]) {
 	}
 }
 
-// untrackLocked ends r, whose entry is leaving the table, and gives back its
-// room.
-func (s *shard[K, V]) untrackLocked(r *resident[K]) {
-	s.withdrawLocked(r)
-	s.cost -= r.cost
-	s.policy.cost.Add(-r.cost)
+// untrackLocked ends the record of h, whose entry is leaving the table, and gives
+// back its room.
+func (s *shard[K, V]) untrackLocked(h *head, hash uint64) {
+	s.withdrawLocked(h, hash)
+	s.cost -= h.cost
+	s.policy.cost.Add(-h.cost)
 }
 
-// withdrawLocked ends r. If Ristretto may have it, it is told; an offer that is
-// still queued will be skipped.
-func (s *shard[K, V]) withdrawLocked(r *resident[K]) {
-	switch r.state {
+// withdrawLocked ends the record of h. If Ristretto may have it, it is told; an
+// offer that is still queued will be skipped.
+func (s *shard[K, V]) withdrawLocked(h *head, hash uint64) {
+	switch h.state() {
 	case inWindow:
 		s.windowLive--
-		s.windowCost -= r.cost
+		s.windowCost -= h.cost
 	case offered:
-		s.pushLocked(op[K]{resident: r, withdraw: true})
+		s.pushLocked(h.call(hash, true))
 	}
-	r.state = gone
+	h.setState(gone)
 }
 
 // takeOps moves the shard's ops to buf. From here on its offers are Ristretto's.
-func (s *shard[K, V]) takeOps(buf []op[K]) []op[K] {
+func (s *shard[K, V]) takeOps(buf []op) []op {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.ops {
 		if o.withdraw {
 			buf = append(buf, o)
-		} else if o.resident.state == queued {
-			o.resident.state = offered
+		} else if p, ok := s.holderLocked(o.ticket); ok && p.Head.state() == queued {
+			p.Head.setState(offered)
 			buf = append(buf, o)
 		} else {
 			s.policy.unjudged.Add(-1) // its entry is gone
 		}
 	}
-	clear(s.ops)
 	s.ops = s.ops[:0]
 	s.waiting.Store(0)
 	s.overflowLocked() // what the backlog has held up
@@ -396,58 +425,57 @@ func (s *shard[K, V]) takeOps(buf []op[K]) []op[K] {
 // But if the policy is behind, and the new entry would push another one out of
 // the window, that one goes instead of being offered, unless it was read more
 // than the coldest.
-func (s *shard[K, V]) victimLocked(cost int64) *node[K, V] {
+func (s *shard[K, V]) victimLocked(cost int64) (p place, ok bool) {
 	epoch := s.policy.epoch.Load() << 8
-	oldest := s.oldestLocked()
-	shed := oldest != nil && s.policy.unjudged.Load() > 0 && s.windowCost+cost > s.policy.windowMax.Load()
-	if shed && oldest.E.warmth(epoch) == 0 {
-		return oldest
+	oldest, ok := s.oldestLocked()
+	shed := ok && s.policy.unjudged.Load() > 0 && s.windowCost+cost > s.policy.windowMax.Load()
+	if shed && oldest.Head.warmth(epoch) == 0 {
+		return oldest, true
 	}
-	coldest := s.coldestLocked(epoch)
-	if coldest == nil || shed && oldest.E.warmth(epoch) <= coldest.E.warmth(epoch) {
-		return oldest
+	coldest, found := s.coldestLocked(epoch)
+	if !found || shed && oldest.Head.warmth(epoch) <= coldest.Head.warmth(epoch) {
+		return oldest, ok
 	}
-	return coldest
+	return coldest, true
 }
 
-// oldestLocked returns the window's oldest entry, or nil.
-func (s *shard[K, V]) oldestLocked() *node[K, V] {
+// oldestLocked returns the window's oldest entry.
+func (s *shard[K, V]) oldestLocked() (p place, ok bool) {
 	for ; s.head < len(s.window); s.head++ {
-		if r := s.window[s.head]; r.state == inWindow {
-			return s.table.Find(r.hash, r.key)
+		if p, ok = s.holderLocked(s.window[s.head]); ok && p.Head.state() == inWindow {
+			return p, true
 		}
-		s.window[s.head] = nil
 	}
-	return nil
+	return place{}, false
 }
 
 // coldestLocked returns the least touched of five entries that are not in the
-// window, or nil if there is none.
-func (s *shard[K, V]) coldestLocked(epoch uint32) (coldest *node[K, V]) {
+// window, if there is one.
+func (s *shard[K, V]) coldestLocked(epoch uint32) (coldest place, ok bool) {
 	start, found := rand.Uint64(), 0
-	for i := range uint64(s.table.Cells()) {
-		n := s.table.At(start + i)
-		if n == nil || n.E.resident.state == inWindow {
+	for i := range s.table.Cells() {
+		p, used := s.table.At(start + i)
+		if !used || p.Head.state() == inWindow {
 			continue
 		}
-		if coldest == nil || n.E.warmth(epoch) < coldest.E.warmth(epoch) {
-			coldest = n
+		if !ok || p.Head.warmth(epoch) < coldest.Head.warmth(epoch) {
+			coldest, ok = p, true
 		}
 		if found++; found == 5 {
 			break
 		}
 	}
-	return coldest
+	return coldest, ok
 }
 
 // apply makes the calls of ops. The caller has the turn and no other lock.
-func (p *policy[K]) apply(ops []op[K]) {
+func (p *policy) apply(ops []op) {
 	for _, o := range ops {
 		if o.withdraw {
-			p.sketch.Del(o.resident.policyKey)
+			p.sketch.Del(o.policyKey)
 		} else {
-			p.count(o.resident.policyKey) // an entry's first access is its arrival
-			for !p.sketch.Set(o.resident.policyKey, o.resident, o.resident.told) {
+			p.count(o.policyKey) // an entry's first access is its arrival
+			for !p.sketch.Set(o.policyKey, o.ticket, o.cost) {
 				p.sketch.Wait()
 			}
 			p.offers++
@@ -460,7 +488,7 @@ func (p *policy[K]) apply(ops []op[K]) {
 
 // wait waits until Ristretto has judged what it was offered. The caller has the
 // turn and no other lock.
-func (p *policy[K]) wait() {
+func (p *policy) wait() {
 	if p.calls > 0 {
 		p.sketch.Wait()
 		p.unjudged.Add(-p.offers)
@@ -468,8 +496,26 @@ func (p *policy[K]) wait() {
 	}
 }
 
+// resample moves the salt on, and makes the sample smaller or larger so that
+// telling Ristretto of accesses takes about as much of a processor's time as
+// wanted. The caller has the turn.
+func (p *policy) resample() {
+	x := p.sample.Load()
+	mask := uint32(x >> 32)
+	if spent, passed := p.spent, time.Since(p.since); passed >= drainEvery {
+		switch {
+		case spent > passed*samplingCost/1000:
+			mask = min(mask<<1|1, maxSampling)
+		case spent < passed*samplingCost/4000:
+			mask >>= 1
+		}
+		p.spent, p.since = 0, time.Now()
+	}
+	p.sample.Store(uint64(mask)<<32 | uint64(uint32(x)+0x9e3779b9))
+}
+
 // count tells Ristretto of accesses. The caller has the turn.
-func (p *policy[K]) count(keys ...uint64) {
+func (p *policy) count(keys ...uint64) {
 	for _, k := range keys {
 		p.sketch.Get(k)
 		p.counted++

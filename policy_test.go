@@ -35,19 +35,20 @@ func (c *Cache[K, V]) untracked() error {
 	if n := c.policy.unjudged.Load(); n != 0 {
 		return fmt.Errorf("%d offers are not judged", n)
 	}
-	known := map[*resident[K]]bool{}
-	c.policy.sketch.IterValues(func(r *resident[K]) bool { known[r] = true; return false })
+	known := map[ticket]bool{}
+	c.policy.sketch.IterValues(func(t ticket) bool { known[t] = true; return false })
 	var cost, told int64
 	leaks, offers := 0, 0
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
 		cost += s.cost
-		for n := range s.table.All {
-			if r := n.E.resident; r.state != inWindow {
+		for key := range s.table.All {
+			hash := c.keys.hash(key)
+			if p, _ := s.table.Find(hash, key); p.Head.state() != inWindow {
 				offers++
-				told += r.told
-				if !known[r] {
+				told += int64(p.Head.told)
+				if !known[ticket{hash, p.Head.record}] {
 					leaks++
 				}
 			}
@@ -389,7 +390,7 @@ func TestRistretto_CallsBackUnderItsOwnLockWhenClosed(t *testing.T) {
 // What the coupling makes of it.
 
 // newTestPolicy returns a policy without a cache that records what left it.
-func newTestPolicy(t *testing.T, left func(*resident[int])) *policy[int] {
+func newTestPolicy(t *testing.T, left func(ticket)) *policy {
 	t.Helper()
 	p, err := newPolicy(1<<20, 1<<10, 1, left)
 	require.NoError(t, err)
@@ -397,42 +398,45 @@ func newTestPolicy(t *testing.T, left func(*resident[int])) *policy[int] {
 	return p
 }
 
-func offerOf(key int, cost int64) op[int] {
-	return op[int]{resident: &resident[int]{key: key, policyKey: uint64(key), state: offered, cost: cost, told: cost}}
+func offerOf(key int, cost int64) op {
+	lastRecord++
+	return op{ticket: ticket{uint64(key), lastRecord}, policyKey: uint64(key), cost: cost}
 }
 
-func known(p *policy[int], r *resident[int]) (found bool) {
+var lastRecord uint32
+
+func known(p *policy, t ticket) (found bool) {
 	p.sketch.Wait()
-	p.sketch.IterValues(func(have *resident[int]) bool { found = found || have == r; return false })
+	p.sketch.IterValues(func(have ticket) bool { found = found || have == t; return false })
 	return found
 }
 
 func TestPolicy_RepeatsASetThatIsRefused(t *testing.T) {
 	s := newStall()
 	stopper := offerOf(-1, 1<<21)
-	p := newTestPolicy(t, func(r *resident[int]) {
-		if r == stopper.resident {
+	p := newTestPolicy(t, func(r ticket) {
+		if r == stopper.ticket {
 			s.hold()
 		}
 	})
 	p.pace = math.MaxInt // or the queue would not fill
-	p.apply([]op[int]{stopper})
+	p.apply([]op{stopper})
 	<-s.entered
-	var ops []op[int]
+	var ops []op
 	for i := range 34 << 10 {
 		ops = append(ops, offerOf(i+1, 1))
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { p.apply(ops) })
-	eventually(t, func() bool { return !p.sketch.Set(1<<40, nil, 1) }, "Ristretto refuses Sets")
+	eventually(t, func() bool { return !p.sketch.Set(1<<40, ticket{}, 1) }, "Ristretto refuses Sets")
 	close(s.release)
 	wg.Wait()
 	p.sketch.Wait()
-	have := map[*resident[int]]bool{}
-	p.sketch.IterValues(func(r *resident[int]) bool { have[r] = true; return false })
+	have := map[ticket]bool{}
+	p.sketch.IterValues(func(r ticket) bool { have[r] = true; return false })
 	lost := 0
 	for _, o := range ops {
-		if !have[o.resident] {
+		if !have[o.ticket] {
 			lost++
 		}
 	}
@@ -443,12 +447,12 @@ func TestPolicy_HearsOfASetThatADelHasSwallowed(t *testing.T) {
 	first, second := newStall(), newStall()
 	stop1, stop2 := offerOf(-1, 1<<21), offerOf(-2, 1<<21)
 	var mu sync.Mutex // guards gone
-	gone := map[*resident[int]]bool{}
-	p := newTestPolicy(t, func(r *resident[int]) {
+	gone := map[ticket]bool{}
+	p := newTestPolicy(t, func(r ticket) {
 		switch r {
-		case stop1.resident:
+		case stop1.ticket:
 			first.hold()
-		case stop2.resident:
+		case stop2.ticket:
 			second.hold()
 		default:
 			mu.Lock()
@@ -457,34 +461,80 @@ func TestPolicy_HearsOfASetThatADelHasSwallowed(t *testing.T) {
 		}
 	})
 	before, after := offerOf(7, 1), offerOf(7, 1)
-	p.apply([]op[int]{stop1})
+	p.apply([]op{stop1})
 	<-first.entered
-	p.apply([]op[int]{before, stop2, {resident: before.resident, withdraw: true}})
+	p.apply([]op{before, stop2, {ticket: before.ticket, policyKey: before.policyKey, withdraw: true}})
 	close(first.release)
 	<-second.entered
-	p.apply([]op[int]{after})
+	p.apply([]op{after})
 	close(second.release)
-	isKnown := known(p, after.resident)
+	isKnown := known(p, after.ticket)
 	mu.Lock()
 	defer mu.Unlock()
-	assert.NotEqual(t, isKnown, gone[after.resident], "a record is with Ristretto or reported gone")
+	assert.NotEqual(t, isKnown, gone[after.ticket], "a record is with Ristretto or reported gone")
+}
+
+// The sample of keys whose hits are told shrinks when that costs too much, and
+// grows again; however small it is, every key has its turn.
+func TestPolicy_TheSampleFollowsItsCost(t *testing.T) {
+	p := newTestPolicy(t, func(ticket) {})
+	const passed = time.Hour // so that a pause of this test is nothing
+	after := func(spent time.Duration) {
+		p.spent, p.since = spent, time.Now().Add(-passed)
+		p.resample()
+	}
+	share := func() int {
+		n := 0
+		for hash := range uint64(1 << 12) {
+			if p.samples(hash << 24) {
+				n++
+			}
+		}
+		return n
+	}
+	assert.Equal(t, 1<<12, share(), "at first all")
+	after(passed / 2)
+	assert.Equal(t, 1<<11, share())
+	for range 20 {
+		after(passed / 2)
+	}
+	assert.Equal(t, 1<<12/(maxSampling+1), share(), "not fewer than that")
+	told := map[uint64]bool{}
+	for range 2 * (maxSampling + 1) {
+		p.since = time.Now() // so that only the salt moves
+		p.resample()
+		for hash := range uint64(1 << 12) {
+			if p.samples(hash << 24) {
+				told[hash] = true
+			}
+		}
+	}
+	assert.Len(t, told, 1<<12, "every key has had its turn")
+	for range 20 {
+		after(passed * samplingCost / 2000)
+	}
+	assert.Equal(t, 1<<12/(maxSampling+1), share(), "it costs about what it may")
+	for range 20 {
+		after(0)
+	}
+	assert.Equal(t, 1<<12, share(), "it costs nothing")
 }
 
 func TestPolicy_WaitsForRistrettoLongBeforeItsQueueIsFull(t *testing.T) {
 	s := newStall()
 	stopper := offerOf(-1, 1<<21)
-	p := newTestPolicy(t, func(r *resident[int]) {
-		if r == stopper.resident {
+	p := newTestPolicy(t, func(r ticket) {
+		if r == stopper.ticket {
 			s.hold()
 		}
 	})
-	p.apply([]op[int]{stopper})
+	p.apply([]op{stopper})
 	<-s.entered
 	var applied atomic.Int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := range 4 * p.pace {
-			p.apply([]op[int]{offerOf(i+1, 1)}) // the pace is kept across calls
+			p.apply([]op{offerOf(i+1, 1)}) // the pace is kept across calls
 			applied.Add(1)
 		}
 	})
@@ -510,17 +560,15 @@ func TestPolicy_IsToldOnceOfEachRecord(t *testing.T) {
 
 func TestPolicy_LateCallbacksTouchNothing(t *testing.T) {
 	c := newCache(t, Options[string, int]{MaxCost: 100, Shards: 1})
-	record := func() *resident[string] {
-		s := &c.shards[0]
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.table.Find(c.keys.hash("k"), "k").E.resident
+	record := func() ticket {
+		r, _ := recordOf(t, c, "k")
+		return r
 	}
 	c.Put("k", 1, 1)
 	before := record()
 	require.NoError(t, c.Invalidate(t.Context(), "k", 2))
 	c.Put("k", 2, 2)
-	c.left(nil)
+	c.left(ticket{})
 	c.left(before)
 	_, ok := c.Get("k")
 	assert.True(t, ok, "the record was another incarnation's")
@@ -540,7 +588,7 @@ func TestPolicy_LateCallbacksTouchNothing(t *testing.T) {
 	_, ok = c.Get("k")
 	assert.True(t, ok, "the second report of a victim")
 	c.shards[0].mu.Lock()
-	c.shards[0].pushLocked(op[string]{resident: r, withdraw: true}) // which c.left, called here, has made necessary
+	c.shards[0].pushLocked(op{ticket: r, policyKey: r.hash, withdraw: true}) // which c.left, called here, has made necessary
 	c.shards[0].mu.Unlock()
 	settle(t, c)
 }
@@ -609,21 +657,20 @@ func TestPolicy_SmallChangesOfCostMakeNoCall(t *testing.T) {
 		c.Put(fmt.Sprint(i), 100, version())
 	}
 	settle(t, c)
-	s := &c.shards[0]
-	record := func() *resident[string] {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.table.Find(c.keys.hash("0"), "0").E.resident
+	record := func() ticket {
+		r, now := recordOf(t, c, "0")
+		require.NotEqual(t, gone, now)
+		return r
 	}
-	offer := record()
-	require.Equal(t, offered, offer.state)
+	offer, now := recordOf(t, c, "0")
+	require.Equal(t, offered, now)
 	for _, cost := range []int64{112, 75, 110, 100} {
 		c.Put("0", cost, version())
-		assert.Same(t, offer, record(), "cost %d", cost)
+		assert.Equal(t, offer, record(), "cost %d", cost)
 		settle(t, c)
 	}
 	c.Put("0", 113, version())
-	assert.NotSame(t, offer, record())
+	assert.NotEqual(t, offer, record())
 	settle(t, c)
 	assert.EqualValues(t, 50*100+13, c.Stats().Cost)
 }
@@ -995,12 +1042,12 @@ func TestPolicy_EqualHashesAreDifferentKeys(t *testing.T) {
 			s := c.shard(hash)
 			s.mu.Lock()
 			for _, k := range keys {
-				n := s.table.Find(hash, k)
-				if n == nil {
+				p, ok := s.table.Find(hash, k)
+				if !ok {
 					lost++
 					continue
 				}
-				r := n.E.resident
+				r := p.Head.call(hash, false)
 				assert.Empty(t, policyKeys[r.policyKey], "two keys are one to Ristretto")
 				policyKeys[r.policyKey] = k
 			}
@@ -1065,7 +1112,7 @@ func hitRatio(t *testing.T, goroutines int) float64 {
 }
 
 // On this workload otter v2.4.0 has 56.3 to 57.8 % and tidemark 56.4 %, on one
-// goroutine and on four (go run -C bench . -hitratio -keys 100000 -only 'zipf
+// goroutine and on four (go run -C bench . -only 'HitRatio/trace=zipf
 // 0.99', with and without -goroutines 4). Three points below otter's best is the
 // floor. In a race build Ristretto counts no accesses, so there the ratio says
 // nothing.

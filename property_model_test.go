@@ -442,8 +442,7 @@ func (v *view) inDoubt(key string) bool {
 // entry returns the node that would be served at Any, and the one that is in
 // the table.
 func (v *view) entry(key string) (served, resident *node[string, int]) {
-	hash := v.cache.keys.hash(key)
-	return v.cache.peek(hash, key), v.cache.shard(hash).table.Find(hash, key)
+	return v.cache.serves(key), v.cache.entry(key)
 }
 
 // A network is a Hint between the views that delivers only when it is told to.

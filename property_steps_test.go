@@ -66,8 +66,8 @@ func (w *world) evict(t *rapid.T) {
 	s := v.cache.shard(hash)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := s.table.Find(hash, key); n != nil {
-		s.dropLocked(n, v.cache.moment())
+	if p, ok := s.table.Find(hash, key); ok {
+		s.dropLocked(p, hash, v.cache.moment())
 	}
 }
 
@@ -162,7 +162,7 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 func (w *world) get(t *rapid.T) {
 	v, key := w.drawView(t), w.drawKey(t)
 	served, _ := v.entry(key)
-	admitted := served != nil && v.cache.admits(v.cache.opts.Level, true, &served.E, replica.NoMark, v.cache.moments())
+	admitted := served != nil && v.cache.admits(v.cache.opts.Level, true, &served.E.facts, replica.NoMark, v.cache.moments())
 	r := w.reading(v, key, v.cache.opts.Level)
 	e, ok := v.cache.GetEntry(key)
 	if ok != admitted {

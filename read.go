@@ -73,7 +73,7 @@ func After(t Token) Level {
 // admits reports whether the entry e can satisfy l. The mark, and applied, must
 // have been read before e (S62), and now after it; only if timed says so is now
 // looked at.
-func (c *Cache[K, V]) admits(l Level, applied bool, e *entry[K, V], fresh replica.Mark, now replica.Moment) bool {
+func (c *Cache[K, V]) admits(l Level, applied bool, e *facts, fresh replica.Mark, now replica.Moment) bool {
 	if c.opts.MaxStale > 0 && !within(c.opts.MaxStale, e.age(fresh, now)) {
 		return false
 	}
@@ -124,18 +124,24 @@ func (c *Cache[K, V]) Load(ctx context.Context, key K) (Entry[V], error) {
 // [ErrNotFound]. Other errors: a [*LoadError] with what the Loader returned,
 // [ErrStale], [ErrUnavailable], [ErrNoLoader], [ErrClosed], or ctx's. A hit
 // does not look at ctx and allocates nothing.
-func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (Entry[V], error) {
+func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (e Entry[V], err error) {
 	hash := c.keys.hash(key)
 	applied, fresh := c.applied(level), c.freshness()
-	n := c.peek(hash, key)
-	if n != nil {
-		if now := c.moments(); c.admits(level, applied, &n.E, fresh, now) {
-			c.hit(hash, n)
-			return c.result(n, fresh, now)
+	var f facts
+	era, s := c.era.Load(), c.shard(hash)
+	p, ok := s.look(hash, key, &e.Value, &f) // the value goes to its place at once, see Get
+	if ok = ok && c.servable(era, &f); ok {
+		if now := c.moments(); c.admits(level, applied, &f, fresh, now) {
+			c.hit(p, key, hash)
+			e.Version, e.Absent, e.Age = f.version, f.absent, f.age(fresh, now)
+			if f.absent {
+				return e, ErrNotFound
+			}
+			return e, nil
 		}
 	}
 	c.stats.misses.add()
-	if n != nil && c.failsStale(level) {
+	if ok && c.failsStale(level) {
 		return Entry[V]{Age: -1}, stale(level)
 	}
 	return c.load(ctx, key, hash, level)
@@ -188,9 +194,9 @@ func (c *Cache[K, V]) moments() replica.Moment {
 	if !c.logged {
 		return replica.Moment{Mono: c.now()}
 	}
-	now, slept := replica.Since(c.began, time.Now()), c.skew.slept.Load()
+	now, slept := replica.Since(c.clock.began, time.Now()), c.clock.skew.slept.Load()
 	now.Mono -= slept
-	now.Lead += slept + c.skew.set.Load()
+	now.Lead += slept + c.clock.skew.set.Load()
 	return now
 }
 

@@ -94,8 +94,8 @@ func (c *Cache[K, V]) confirm(ctx context.Context, f *flight[K, V]) (got Loaded[
 	if c.versions == nil || !f.strong || f.era&eraBypass != 0 {
 		return got, nil
 	}
-	n := c.shard(f.hash).table.Find(f.hash, f.key)
-	if n == nil || n.E.version == 0 || n.E.absent || generation(n.E.era) != generation(f.era) {
+	var e entry[V]
+	if _, ok := c.shard(f.hash).look(f.hash, f.key, &e.value, &e.facts); !ok || e.version == 0 || e.absent || generation(e.era) != generation(f.era) {
 		return got, nil
 	}
 	q, first := c.versions.join(f.key)
@@ -107,12 +107,12 @@ func (c *Cache[K, V]) confirm(ctx context.Context, f *flight[K, V]) (got Loaded[
 	case <-ctx.Done():
 		return got, ctx.Err()
 	}
-	if q.err != nil || q.versions[f.key] != n.E.version {
+	if q.err != nil || q.versions[f.key] != e.version {
 		return got, q.err
 	}
 	c.stats.confirmed.Add(1)
 	f.began = q.began
-	return Loaded[V]{Value: n.E.value, Version: n.E.version}, nil
+	return Loaded[V]{Value: e.value, Version: e.version}, nil
 }
 
 // question asks q, for all who have joined it until it is its turn.

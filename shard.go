@@ -32,15 +32,15 @@ import (
 //	I3  pending holds exactly the keys that have a fence or a doubt; each running
 //	    load has a fence, and at most maxRunning of a key run
 //	I4  a key with a doubt has no entry
-//	I5  each entry has a resident record in state window, queued or offered that
-//	    names its key, and each such record has its entry
+//	I5  each entry has a record in state window, queued or offered, and a ticket
+//	    in the window, in ops or with Ristretto leads to it
 //	I6  windowCost is the cost of the records in state window; cost of all
 type shard[K comparable, V any] struct {
-	policy *policy[K]                   // set by init, then only read
-	table  *table.Table[K, entry[K, V]] // read without mu, written under it
-	_      [64]byte                     // keeps readers off the lines that others write
+	policy *policy                 // set by init, then only read
+	table  table.Table[K, V, head] // read without mu, written under it
+	_      [64]byte                // keeps readers off the lines that others write
 
-	touched buffer.Lossy // policy keys of recent hits; has its own lock
+	touched buffer.Lossy // hashes of keys that were hit recently; has its own lock
 	waiting atomic.Int32 // length of ops, for a look without mu
 
 	mu      sync.Mutex // guards everything below
@@ -50,12 +50,13 @@ type shard[K comparable, V any] struct {
 	delayed delayedTide
 
 	// The shard's part of the policy, see policy.go.
-	window     []*resident[K] // oldest first, from head on
+	window     []ticket // oldest first, from head on
 	head       int
 	windowLive int // records of window in state window
 	windowCost int64
 	cost       int64
-	ops        []op[K] // for the policy goroutine, in the order of table changes
+	records    uint32 // number of the newest record
+	ops        []op   // for the policy goroutine, in the order of table changes
 
 	// live counts the entries of generation gen, for Len.
 	live int
@@ -110,9 +111,21 @@ func (f *fence[K]) cannotCompare(m mark) bool {
 
 // A moment is when and in which era something happens. The era is read first,
 // so that what is installed in it was permitted in it (S11, S62).
+//
+// The clock is looked at only by who asks now: that takes as long as the rest of
+// a Put.
 type moment struct {
-	era uint64
-	now int64 // nanoseconds since the cache began
+	era   uint64
+	clock *clock
+	fixed int64 // what now returns without a clock
+}
+
+// now returns the time in nanoseconds since the cache began.
+func (at *moment) now() int64 {
+	if at.clock == nil {
+		return at.fixed
+	}
+	return at.clock.now()
 }
 
 // An era is a generation in the high half, a count of suspicions in the low
@@ -134,9 +147,9 @@ const (
 
 func generation(era uint64) uint32 { return uint32(era >> 32) }
 
-func (s *shard[K, V]) init(p *policy[K], slots int, trusting bool, lag int64) {
+func (s *shard[K, V]) init(p *policy, l *table.Layout[K, V, head], perShard float64, slots int, trusting bool, lag int64) {
 	s.policy = p
-	s.table = table.New[K, entry[K, V]](0)
+	s.table.Init(l, int(perShard))
 	s.pending = map[K]*pending[K, V]{}
 	s.tide = newTide(slots, trusting)
 	s.delayed = newDelayedTide(slots, lag)
@@ -165,7 +178,7 @@ func (s *shard[K, V]) beginLocked(f *fence[K], at moment) {
 	f.era = at.era
 	f.floor = s.knownLocked(f.hash, f.key, at)
 	if !f.strong {
-		f.floor = f.floor.later(s.delayed.floor(f.hash, at.now))
+		f.floor = f.floor.later(s.delayed.floor(f.hash, at))
 	}
 	p := s.pendLocked(f.key)
 	p.fences = append(p.fences, f)
@@ -174,10 +187,24 @@ func (s *shard[K, V]) beginLocked(f *fence[K], at moment) {
 // knownLocked returns the mark of the key's entry, whether or not it may be
 // served, unless its generation is over.
 func (s *shard[K, V]) knownLocked(hash uint64, key K, at moment) mark {
-	if n := s.table.Find(hash, key); n != nil && generation(n.E.era) == generation(at.era) {
-		return n.E.mark()
+	if p, ok := s.table.Find(hash, key); ok && generation(p.Head.era.Load()) == generation(at.era) {
+		return p.Head.mark()
 	}
 	return mark{}
+}
+
+// look copies the key's entry, whether or not it may be served. It takes no lock.
+// Without an entry v has nothing that means anything.
+func (s *shard[K, V]) look(hash uint64, key K, v *V, e *facts) (p place, ok bool) {
+	for {
+		if p, ok = s.table.Load(hash, key, v); !ok {
+			return p, false
+		}
+		e.read(p.Head)
+		if p.Valid() {
+			return p, true
+		}
+	}
 }
 
 // endLocked takes f down.
@@ -215,34 +242,34 @@ func (s *shard[K, V]) raiseLocked(key K, hash uint64, m mark, self *fence[K], at
 	if m.version == 0 {
 		m = unknownMark // no lagging answer can be compared with it either
 	}
-	s.delayed.raise(hash, m, at.now)
+	s.delayed.raise(hash, m, at)
 }
 
 // invalidateLocked records that the key has reached m, or, if m has no version,
 // that it changed. An entry older than that is dropped; one at m stays, so that
 // the echo of an own write is harmless (S47).
 func (s *shard[K, V]) invalidateLocked(key K, hash uint64, m mark, by cause, at moment) {
-	n := s.table.Find(hash, key)
+	p, ok := s.table.Find(hash, key)
 	if m.version == 0 {
 		s.tide.blindly(hash)
-		s.delayed.raise(hash, unknownMark, at.now)
-		if p := s.pending[key]; p != nil {
-			for _, f := range p.fences {
+		s.delayed.raise(hash, unknownMark, at)
+		if running := s.pending[key]; running != nil {
+			for _, f := range running.fences {
 				f.broken = true
 			}
-			p.flight = nil
+			running.flight = nil
 		}
-		if n != nil {
-			s.dropLocked(n, at)
+		if ok {
+			s.dropLocked(p, hash, at)
 		}
 		return
 	}
-	if n != nil && n.E.mark().before(m) {
-		s.dropLocked(n, at)
-		n = nil
+	if ok && p.Head.mark().before(m) {
+		s.dropLocked(p, hash, at)
+		ok = false
 	}
-	if n == nil {
-		s.tide.fold(hash, m, by, at.now)
+	if !ok {
+		s.tide.fold(hash, m, by, at)
 	}
 	s.raiseLocked(key, hash, m, nil, at)
 }
@@ -251,8 +278,8 @@ func (s *shard[K, V]) invalidateLocked(key K, hash uint64, m mark, by cause, at 
 // take effect at any moment. Its mark stays known.
 func (s *shard[K, V]) holdLocked(key K, hash uint64, at moment) {
 	s.pendLocked(key).doubts++
-	if n := s.table.Find(hash, key); n != nil {
-		s.dropLocked(n, at)
+	if p, ok := s.table.Find(hash, key); ok {
+		s.dropLocked(p, hash, at)
 	}
 }
 
@@ -285,21 +312,21 @@ func (s *shard[K, V]) judgePutLocked(key K, hash uint64, m mark, at moment) Outc
 	if m.version == 0 {
 		return Unproven
 	}
-	if p := s.pending[key]; p != nil && p.doubts > 0 {
+	if running := s.pending[key]; running != nil && running.doubts > 0 {
 		return Unproven
 	}
-	n := s.table.Find(hash, key)
-	if n == nil || n.E.version == 0 || !s.orders(n.E.era) {
+	p, ok := s.table.Find(hash, key)
+	if !ok || p.Head.version.Load() == 0 || !s.orders(p.Head.era.Load()) {
 		return s.tide.judge(hash, m, generation(at.era))
 	}
-	switch have := n.E.mark(); {
+	switch have, era := p.Head.mark(), p.Head.era.Load(); {
 	case m.before(have):
 		return Stale
-	case generation(n.E.era) != generation(at.era):
+	case generation(era) != generation(at.era):
 		return s.tide.judge(hash, m, generation(at.era)) // InvalidateAll has thrown it away
 	case have.before(m):
 		return Applied
-	case n.E.era == at.era && n.E.expired(at.now):
+	case era == at.era && p.Head.expired(&at):
 		return Applied
 	default:
 		return Duplicate // which does not make a suspect entry good again
@@ -310,17 +337,43 @@ func (s *shard[K, V]) judgePutLocked(key K, hash uint64, m mark, at moment) Outc
 // caller has judged it. If missing is not zero, that much room must be made, and
 // nothing has changed.
 func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], at moment) (missing int64) {
-	old := s.table.Find(n.Hash, n.Key)
-	if missing = s.trackLocked(n, old, cost); missing > 0 {
-		return missing
+	var old facts
+	p, had := s.table.Find(n.Hash, n.Key)
+	taken := int64(0)
+	if had {
+		old.read(p.Head)
+		taken = p.Head.cost
+	}
+	if cost != taken {
+		if missing = s.policy.reserve(cost - taken); missing > 0 {
+			return missing
+		}
 	}
 	n.E.era = at.era &^ eraUnserved
-	s.countLocked(old, n, at)
-	s.table.Store(n)
-	if old != nil && n.E.mark().before(old.E.mark()) {
+	if had {
+		s.countLocked(old.era, -1, at)
+	}
+	s.countLocked(n.E.era, 1, at)
+	if had {
+		s.table.Begin(p)
+	} else {
+		p = s.table.Insert(n.Hash, n.Key)
+	}
+	n.E.write(p.Head)
+	if p.Head.refreshAt.Load() != n.refreshAt {
+		p.Head.refreshAt.Store(n.refreshAt)
+	}
+	s.table.SetValue(p, &n.E.value)
+	if had {
+		s.table.End(p)
+	} else {
+		s.table.Publish(p, n.Hash)
+	}
+	s.trackLocked(p, n.Hash, had, cost)
+	if had && n.E.mark().before(old.mark()) {
 		// Only an absence without a version, or the first state of a new
 		// generation, can be below what it replaces.
-		s.foldLocked(n.Hash, old.E.mark(), old.E.cause, old.E.era, at)
+		s.foldLocked(n.Hash, old.mark(), old.cause, old.era, at)
 	}
 	if n.E.version == 0 {
 		s.tide.blindly(n.Hash)
@@ -329,15 +382,16 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 	return 0
 }
 
-// dropLocked takes n, which is in the table, out of it, and remembers its mark.
-func (s *shard[K, V]) dropLocked(n *node[K, V], at moment) {
-	s.foldLocked(n.Hash, n.E.mark(), n.E.cause, n.E.era, at)
-	if s.orders(n.E.era) {
-		s.delayed.raise(n.Hash, n.E.mark(), at.now)
+// dropLocked ends the entry at p, whose key has this hash, and remembers its mark.
+func (s *shard[K, V]) dropLocked(p place, hash uint64, at moment) {
+	m, era := p.Head.mark(), p.Head.era.Load()
+	s.foldLocked(hash, m, p.Head.cause(), era, at)
+	if s.orders(era) {
+		s.delayed.raise(hash, m, at)
 	}
-	s.untrackLocked(n.E.resident)
-	s.countLocked(n, nil, at)
-	s.table.Delete(n.Hash, n.Key)
+	s.untrackLocked(p.Head, hash)
+	s.countLocked(era, -1, at)
+	s.table.Delete(p, hash)
 }
 
 // orders reports whether the versions of the given era are of the source's epoch.
@@ -347,19 +401,16 @@ func (s *shard[K, V]) orders(era uint64) bool { return generation(era) >= s.sinc
 // that is of an earlier epoch.
 func (s *shard[K, V]) foldLocked(hash uint64, m mark, by cause, era uint64, at moment) {
 	if s.orders(era) {
-		s.tide.fold(hash, m, by, at.now)
+		s.tide.fold(hash, m, by, at)
 	}
 }
 
-// countLocked keeps live right when old gives way to n; either may be nil.
-func (s *shard[K, V]) countLocked(old, n *node[K, V], at moment) {
+// countLocked keeps live right when an entry of the given era comes or goes.
+func (s *shard[K, V]) countLocked(era uint64, by int, at moment) {
 	if g := generation(at.era); g != s.gen {
 		s.gen, s.live = g, 0
 	}
-	if old != nil && generation(old.E.era) == s.gen {
-		s.live--
-	}
-	if n != nil && generation(n.E.era) == s.gen {
-		s.live++
+	if generation(era) == s.gen {
+		s.live += by
 	}
 }

@@ -381,7 +381,7 @@ func (r *simRun) pass() {
 	r.w.Sleep(d)
 	if r.w.Faults.ClockSlow > 0 {
 		for _, s := range r.replicas {
-			s.cache.skew.slept.Add(int64(d) * int64(r.w.IntN(r.w.Faults.ClockSlow+1)) / 100_000)
+			s.cache.clock.skew.slept.Add(int64(d) * int64(r.w.IntN(r.w.Faults.ClockSlow+1)) / 100_000)
 		}
 	}
 }
@@ -445,7 +445,7 @@ func (r *simRun) logFaults(happens func(int) bool, some *simReplica) {
 	case happens(f.ClockSet) && !some.proc.Frozen:
 		d := w.Between(0, time.Second)
 		w.Trace("%d: its clock is set forward by %v", some.proc.ID, d)
-		some.cache.skew.set.Add(int64(d))
+		some.cache.clock.skew.set.Add(int64(d))
 	}
 }
 
@@ -469,7 +469,7 @@ func (r *simRun) wake(s *simReplica) {
 	s.proc.Frozen = false
 	slept := r.w.Now() - s.frozen
 	r.w.Trace("%d: wakes after %v", s.proc.ID, time.Duration(slept))
-	s.cache.skew.slept.Add(slept)
+	s.cache.clock.skew.slept.Add(slept)
 }
 
 // crash kills a replica; another one takes its place.
@@ -516,9 +516,9 @@ func (r *simRun) evict(s *simReplica) {
 	hash := c.keys.hash(key)
 	sh := c.shard(hash)
 	sh.mu.Lock()
-	if n := sh.table.Find(hash, key); n != nil {
+	if p, ok := sh.table.Find(hash, key); ok {
 		r.w.Trace("%d: evicts %s", s.proc.ID, key)
-		sh.dropLocked(n, c.moment())
+		sh.dropLocked(p, hash, c.moment())
 	}
 	sh.mu.Unlock()
 	r.w.Settle()
@@ -585,7 +585,7 @@ func (r *simRun) inspect() {
 				if p.running > maxRunning || len(p.fences) > maxRunning+2*len(r.clients) {
 					r.w.Check.Fail("I15 bounded", "%d: %d loads of %s run, %d fences", s.proc.ID, p.running, key, len(p.fences))
 				}
-				if p.doubts > 0 && sh.table.Find(s.cache.keys.hash(key), key) != nil {
+				if p.doubts > 0 && s.cache.entry(key) != nil {
 					r.w.Check.Fail("I16 structure", "%d has an entry of %s, which is in doubt", s.proc.ID, key)
 				}
 			}
@@ -746,8 +746,7 @@ func (r *simRun) atRest() {
 
 func (r *simRun) keyAtRest(s *simReplica, key string) {
 	c, w := s.cache, r.w
-	hash := c.keys.hash(key)
-	if n := c.shard(hash).table.Find(hash, key); n != nil && n.E.provenAt == unproven {
+	if n := c.entry(key); n != nil && n.E.provenAt == unproven {
 		// Nobody vouches for a Put but who made it. It is not below what was known here.
 		if m := (sim.Mark{Version: uint64(n.E.version)}); m.Before(w.Check.Floor(s.proc.ID, key)) {
 			w.Check.Fail("I17 wrong at rest", "%d has a Put of %s@%d below what was known", s.proc.ID, key, m.Version)

@@ -318,13 +318,13 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 // waits as well: nobody else would say that it did not get out.
 func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Version) (Entry[V], error) {
 	m := mark{version, w.absent}
-	n := c.newNode(w.key, w.hash, w.value, m, byWrite)
+	n := newNode(w.key, w.hash, w.value, m, byWrite)
 	n.E.provenAt = w.began.Mono
 	var ticket uint64
 	if w.holds {
 		ticket = c.told(w, m, false)
 	}
-	c.offer(n, c.cost(w.key, w.value), w.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
+	c.offer(&n, c.cost(w.key, w.value), w.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&w.fence, m, at), &w.fence
 	})
 	if !c.opts.Strict {

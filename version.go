@@ -78,9 +78,9 @@ func newTide(slots int, trusting bool) tide {
 func (t *tide) slot(hash uint64) *tideSlot { return &t.slots[hash>>8&uint64(len(t.slots)-1)] }
 
 // fold remembers that the key with this hash has reached m.
-func (t *tide) fold(hash uint64, m mark, by cause, at int64) {
+func (t *tide) fold(hash uint64, m mark, by cause, at moment) {
 	if s := t.slot(hash); s.mark().before(m) {
-		s.version, s.absent, s.by, s.at, s.hash = m.version, m.absent, by, at, hash
+		s.version, s.absent, s.by, s.at, s.hash = m.version, m.absent, by, at.now(), hash
 	}
 }
 
@@ -148,20 +148,20 @@ func (d *delayedTide) turn(now int64) {
 	d.turned = now
 }
 
-func (d *delayedTide) raise(hash uint64, m mark, now int64) {
+func (d *delayedTide) raise(hash uint64, m mark, at moment) {
 	if d.lag == 0 {
 		return
 	}
-	d.turn(now)
+	d.turn(at.now())
 	i := hash >> 8 & uint64(len(d.cur)-1)
 	d.cur[i] = d.cur[i].later(m)
 }
 
-func (d *delayedTide) floor(hash uint64, now int64) mark {
+func (d *delayedTide) floor(hash uint64, at moment) mark {
 	if d.lag == 0 {
 		return mark{}
 	}
-	d.turn(now)
+	d.turn(at.now())
 	i := hash >> 8 & uint64(len(d.cur)-1)
 	return d.cur[i].later(d.prev[i])
 }

@@ -212,8 +212,9 @@ func TestS24_KeysOfEqualHash(t *testing.T) {
 		v, ok := c.Get(key)
 		assert.True(t, ok, "key %d was pushed out by one of its hash", i)
 		assert.Equal(t, i, v)
-		n := c.shards[0].table.Find(c.keys.hash(key), key)
-		seen[n.E.resident.policyKey] = true
+		hash := c.keys.hash(key)
+		p, _ := c.shards[0].table.Find(hash, key)
+		seen[p.Head.call(hash, false).policyKey] = true
 	}
 	assert.Len(t, seen, len(keys), "to the policy they are different")
 	assert.EqualValues(t, len(keys), c.Stats().Loads)

@@ -27,7 +27,7 @@ func guard[K identifier](t *testing.T, encode func([]uint32) []K) {
 	bounds := []struct {
 		name     string
 		get, put float64 // tidemark takes at most so many times as long
-	}{{"otter", 2, 2}, {"golang-lru", 2.5, 12}}
+	}{{"otter", 1.2, 0.8}, {"golang-lru", 1.6, 4}}
 	var all []*contender[K]
 	for _, m := range makers[K, [4]uint64]("tidemark", bounds[0].name, bounds[1].name) {
 		c, err := filled(m, encode(everyKey(n)))
@@ -39,7 +39,7 @@ func guard[K identifier](t *testing.T, encode func([]uint32) []K) {
 	// The background is counted too, and its pools are lossy under the race detector.
 	const background = n / 20
 	require.Less(t, testing.AllocsPerRun(100, func() { all[0].get(keys) }), 0.0+background, "a Get allocates")
-	require.Less(t, testing.AllocsPerRun(100, func() { all[0].put(keys) }), n+background+0.0, "a Put allocates more than once")
+	require.Less(t, testing.AllocsPerRun(100, func() { all[0].put(keys) }), 0.0+background, "a Put of a present key allocates")
 	if raceBuild() {
 		return
 	}

@@ -3,7 +3,7 @@
 //
 //	go run ./internal/mutants            every guard; exit status 1 if one survives
 //	go run ./internal/mutants -list      the table, as Markdown
-//	go run ./internal/mutants -run fence guards whose name contains the text
+//	go run ./internal/mutants -run fence guards whose name matches the regular expression
 //	go run ./internal/mutants -test 'TestSim$' -v   whether the simulation notices, and by which seed
 //
 // The working tree is not touched: the mutant is given to the compiler as an
@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -38,7 +39,7 @@ type guard struct {
 
 func main() {
 	list := flag.Bool("list", false, "print the table and exit")
-	only := flag.String("run", "", "only guards whose name contains this")
+	only := flag.String("run", "", "only guards whose name matches this `regexp`")
 	other := flag.String("test", "", "a test of the root package to run in place of the ones that are named")
 	verbose := flag.Bool("v", false, "print the output of the red tests")
 	flag.Parse()
@@ -51,9 +52,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
+	names, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		os.Exit(2)
+	}
 	survived, run := 0, 0
 	for _, g := range guards {
-		if !strings.Contains(g.name, *only) {
+		if !names.MatchString(g.name) {
 			continue
 		}
 		if *other != "" {

@@ -1,204 +1,446 @@
 // Package table is the hash table of one shard: readers take no lock, writers
 // are serialized by their caller.
 //
-// Open addressing over cells of a hash and a pointer to an immutable node. The
-// probe sequence is double hashing: the step comes from the hash too, so that
-// only keys of equal hash follow each other's path, and any number of them
-// leaves the others at the cost that the load factor gives. (With linear
-// probing, a run of 10,000 equal hashes would lie in everybody's way.)
+// A key's state lies in one cell: its key, its value and a head, which is what
+// the caller wants to know of it, one after the other in memory that holds no
+// pointers, so that a hit costs a control word and a cell, a Put of a present
+// key allocates nothing, and the garbage collector has nothing to look at. A
+// cell changes in place, under a sequence number: readers copy what they need
+// and ask afterwards whether it held still. Every word that readers and writers
+// share is accessed atomically, so nothing here is a data race, with the race
+// detector or without.
 //
-// A reader may hold an array that a writer has replaced meanwhile. That array
+// Seven cells make a group, with one control word: a byte of each key's hash, and
+// whether a key has found the group full and went on. Where those go is
+// double hashing: only keys of equal hash follow each other's path, and any number
+// of them leaves the others at the cost that the load factor gives.
+//
+// A reader may hold a block that a writer has replaced meanwhile. That block
 // no longer changes, so what the reader finds there was current at a moment
 // after its call began: reads are linearizable.
 package table
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"runtime"
+	"sync/atomic"
+	"unsafe"
+)
 
-// A Node is one key's place. It is immutable once it is in a Table, as far as
-// the table is concerned.
-type Node[K comparable, E any] struct {
-	Key  K
-	Hash uint64
-	E    E
+// A Table maps keys to cells, each with a value V and a head H. H must consist of
+// atomics, and of fields that only writers look at; it must not hold pointers.
+//
+// Load, Valid and All may run beside everything; the other
+// must not run beside each other. Use New.
+type Table[K comparable, V, H any] struct {
+	current atomic.Pointer[block[K]]
+	*Layout[K, V, H]
+
+	_ [64]byte // keeps readers off the line that writers write
+
+	live int // cells in use; for writers only
+	most int // how many are expected at most
 }
 
-type cell[K comparable, E any] struct {
-	hash atomic.Uint64
-	node atomic.Pointer[Node[K, E]] // nil: never used; tomb: deleted
+// A block is the memory of a table until it grows.
+type block[K comparable] struct {
+	groups uint64
+	ctrl   unsafe.Pointer // *[groups]uint64
+	cells  unsafe.Pointer // *[groups*slots]cell
+	values unsafe.Pointer // *[groups*slots]V, or of pointers to V, if they are not in the cells
+	stride uintptr
+
+	boxes atomic.Pointer[[]atomic.Pointer[K]] // keys that are not in their cells; nil until there is one
+
+	passed []uint32 // for each group, how many keys found it full and went on; for writers only
+
+	words []uint64 // ctrl and cells point into it
+	owner any      // values points into it
 }
 
-type array[K comparable, E any] struct {
-	cells []cell[K, E] // the length is a power of two
+// The control word of a group has a tag for each of its cells, which is 0 where
+// there is none, and a top byte that is not 0 if a key has gone on.
+const (
+	slots   = 7
+	tagBits = 0x00ffffffffffffff
+	wentOn  = 1 << 56
+)
+
+// The two lowest bits of a sequence number. It counts in steps of next.
+const (
+	writing = 1 // a writer is at work
+	dead    = 2 // the cell holds nothing
+	next    = 4
+)
+
+// A Ref is a cell in which a key was found, or is about to be stored. The zero Ref
+// is none.
+type Ref[H any] struct {
+	Head  *H
+	seq   *uint64
+	saw   uint64 // the sequence number when the key was found
+	index uint64 // of the cell
 }
 
-// A Table maps keys to nodes. Find and All may run beside everything; the other
-// methods must not run beside each other. Use New.
-type Table[K comparable, E any] struct {
-	current atomic.Pointer[array[K, E]]
-	tomb    *Node[K, E]
+// Valid reports whether the cell has held still since it was found: all that was
+// read of it in between belongs together, and to the key.
+func (r *Ref[H]) Valid() bool { return atomic.LoadUint64(r.seq) == r.saw }
 
-	// For writers only.
-	live int // cells with a node
-	used int // cells that are not free: live or deleted
+// Same reports whether both are the same cell.
+func (r Ref[H]) Same(other Ref[H]) bool { return r.seq == other.seq }
+
+// Init makes the zero Table an empty one. It grows by doubling, but not beyond
+// room for so many keys as are expected at most, unless there are more.
+func (t *Table[K, V, H]) Init(l *Layout[K, V, H], most int) {
+	t.Layout, t.most = l, most
+	t.current.Store(t.newBlock(1))
 }
 
-const minCells = 8
+// room returns how many keys so many groups take.
+func room(groups uint64) int { return int(groups * slots * 7 / 8) }
 
-// New returns a table with room for n nodes before it grows.
-func New[K comparable, E any](n int) *Table[K, E] {
-	t := &Table[K, E]{tomb: new(Node[K, E])}
-	t.current.Store(newArray[K, E](n))
-	return t
-}
-
-func newArray[K comparable, E any](n int) *array[K, E] {
-	size := minCells
-	for size*3/4 < n {
-		size *= 2
+func (t *Table[K, V, H]) newBlock(n int) *block[K] {
+	groups := uint64(1)
+	for room(groups) < n {
+		groups = max(groups+1, uint64(n)*8/7/slots)
 	}
-	return &array[K, E]{cells: make([]cell[K, E], size)}
+	groups = prime(groups)
+	b := &block[K]{groups: groups, stride: t.stride}
+	const line = 8 // words: cells begin at a line of the processor's cache, if the block does
+	ctrl := (groups + line - 1) &^ (line - 1)
+	b.passed = make([]uint32, groups)
+	b.words = make([]uint64, ctrl+groups*slots*uint64(t.stride/8))
+	b.ctrl = unsafe.Pointer(&b.words[0])
+	b.cells = unsafe.Pointer(&b.words[ctrl])
+	b.values, b.owner = t.newValues(int(groups * slots))
+	if t.keyKind == boxed {
+		b.makeBoxes()
+	}
+	return b
 }
 
-// step returns the odd distance between probes; being odd it visits every cell.
-func step(hash uint64) uint64 { return hash>>32 | 1 }
+func (b *block[K]) makeBoxes() *[]atomic.Pointer[K] {
+	boxes := make([]atomic.Pointer[K], b.groups*slots)
+	b.boxes.Store(&boxes)
+	return &boxes
+}
 
-// Find returns the node of key, or nil.
-func (t *Table[K, E]) Find(hash uint64, key K) *Node[K, E] {
-	cells := t.current.Load().cells
-	mask := uint64(len(cells) - 1)
-	for i := hash & mask; ; i = (i + step(hash)) & mask {
-		c := &cells[i]
-		n := c.node.Load()
-		if n == nil {
-			return nil
+// prime returns the least prime from n on: with that many groups every distance
+// between probes visits all of them.
+func prime(n uint64) uint64 {
+	for ; ; n++ {
+		composite := false
+		for d := uint64(2); d*d <= n && !composite; d++ {
+			composite = n%d == 0
 		}
-		if c.hash.Load() == hash && n.Key == key && n != t.tomb {
+		if !composite {
 			return n
 		}
 	}
 }
 
-// SameHash reports whether another key than key with this hash is in the table.
-func (t *Table[K, E]) SameHash(hash uint64, key K) bool {
-	cells := t.current.Load().cells
-	mask := uint64(len(cells) - 1)
-	for i := hash & mask; ; i = (i + step(hash)) & mask {
-		c := &cells[i]
-		n := c.node.Load()
-		if n == nil {
-			return false
-		}
-		if c.hash.Load() == hash && n != t.tomb && n.Key != key {
-			return true
-		}
-	}
+// What is short and used on the way to a hit are methods of generic types: those
+// are inlined wherever a table is instantiated. Functions are not, where that is
+// in a package that does not import this one.
+
+// home returns the group at which the search for a hash begins. Its top bits are
+// the caller's, to choose a shard by.
+func (b *block[K]) home(hash uint64) uint64 {
+	g, _ := bits.Mul64(hash<<16, b.groups)
+	return g
 }
 
-// Store puts n in the place of its key's node, or in a new place.
-func (t *Table[K, E]) Store(n *Node[K, E]) {
-	if t.used >= len(t.current.Load().cells)*3/4 {
-		t.rebuild()
+// after returns the group where the search goes on.
+func (b *block[K]) after(g, hash uint64) uint64 {
+	step, _ := bits.Mul64(hash*0x9e3779b97f4a7c15, b.groups-1)
+	if g += step + 1; g >= b.groups {
+		g -= b.groups
 	}
-	cells := t.current.Load().cells
-	mask := uint64(len(cells) - 1)
-	var free *cell[K, E] // the first deleted cell on the way
-	for i := n.Hash & mask; ; i = (i + step(n.Hash)) & mask {
-		c := &cells[i]
-		old := c.node.Load()
-		switch {
-		case old == nil:
-			if free == nil {
-				free = c
-				t.used++
+	return g
+}
+
+func (b *block[K]) control(g uint64) *uint64 { return (*uint64)(unsafe.Add(b.ctrl, g<<3)) }
+
+func (b *block[K]) cell(i uint64) unsafe.Pointer { return unsafe.Add(b.cells, uintptr(i)*b.stride) }
+
+// tag returns the byte that stands for a hash in a control word.
+func (b *block[K]) tag(hash uint64) uint64 {
+	t := hash & 0xff
+	return t + (t-1)>>63
+}
+
+// matches returns a word with bit 7 of each of the first seven bytes of w set
+// that is t.
+func (b *block[K]) matches(w, t uint64) uint64 {
+	const low7 = 0x7f7f7f7f7f7f7f7f
+	x := w ^ t*0x0101010101010101
+	return ^((x&low7 + low7) | x | low7) & tagBits
+}
+
+// first returns the number of the first byte that matches.
+func (b *block[K]) first(m uint64) uint64 { return uint64(bits.TrailingZeros64(m)) >> 3 }
+
+// at returns the Ref of cell i, found when its sequence number was seq.
+func (t *Table[K, V, H]) at(b *block[K], i, seq uint64) Ref[H] {
+	c := b.cell(i)
+	return Ref[H]{(*H)(unsafe.Add(c, t.headAt)), (*uint64)(c), seq, i}
+}
+
+// Load returns the key's cell and copies its value to v. The caller must ask Valid
+// when it has read what it wants of the head, and otherwise begin anew.
+//
+// Nearly always the key is in the first cell of its first group that has its tag:
+// that case is here, without a call or a loop, and any other in search.
+func (t *Table[K, V, H]) Load(hash uint64, key K, v *V) (r Ref[H], ok bool) {
+	b := t.current.Load()
+	g := b.home(hash)
+	if m := b.matches(atomic.LoadUint64(b.control(g)), b.tag(hash)); m != 0 {
+		i := g*slots + b.first(m)
+		c := b.cell(i)
+		seq := t.load(c, 0)
+		differs := seq & (writing | dead)
+		switch t.keyKind {
+		case integer:
+			differs |= t.load(c, word) ^ integerWord(&key)
+		case text:
+			s := *(*string)(unsafe.Pointer(&key))
+			p, n := unsafe.Pointer(unsafe.StringData(s)), len(s)
+			switch {
+			case n >= 2*word && n <= inlineText:
+				differs |= t.load(c, word) ^ t.le64(p, 0) | t.load(c, 2*word) ^ t.le64(p, word) |
+					t.load(c, 3*word) ^ (t.le64(p, n-word)>>(8*(3*word-n)) | uint64(n)<<56)
+			case n >= word && n < 2*word:
+				differs |= t.load(c, word) ^ t.le64(p, 0) | t.load(c, 2*word) ^ t.le64(p, n-word)>>(8*(2*word-n)) |
+					t.load(c, 3*word) ^ uint64(n)<<56
+			case !t.hasKey(c, &key):
+				differs = 1
 			}
-			t.live++
-			free.put(n)
-			return
-		case old == t.tomb:
-			if free == nil {
-				free = c
+		default:
+			differs = 1
+		}
+		if differs == 0 {
+			if size := unsafe.Sizeof(*v); t.valueKind == inside && size == 4*word && unsafe.Alignof(*v) == word {
+				w, from := (*[4]uint64)(unsafe.Pointer(v)), unsafe.Add(c, t.valueAt) // as copyValue does
+				w[0], w[1], w[2], w[3] = t.load(from, 0), t.load(from, word), t.load(from, 2*word), t.load(from, 3*word)
+			} else {
+				t.copyValue(b, c, i, v)
 			}
-		case c.hash.Load() == n.Hash && old.Key == n.Key:
-			c.node.Store(n)
-			return
+			return Ref[H]{(*H)(unsafe.Add(c, t.headAt)), (*uint64)(c), seq, i}, true
 		}
+	}
+	if r, ok = t.search(b, hash, key); ok {
+		t.copyValue(b, unsafe.Pointer(r.seq), r.index, v)
+	}
+	return r, ok
+}
+
+// Find returns the key's cell. For writers only.
+func (t *Table[K, V, H]) Find(hash uint64, key K) (r Ref[H], ok bool) {
+	b := t.current.Load()
+	g := b.home(hash)
+	if m := b.matches(atomic.LoadUint64(b.control(g)), b.tag(hash)); m != 0 {
+		i := g*slots + b.first(m)
+		c := b.cell(i)
+		if seq := t.load(c, 0); seq&(writing|dead) == 0 && t.hasKey(c, &key) {
+			return t.at(b, i, seq), true
+		}
+	}
+	return t.search(b, hash, key)
+}
+
+// search looks for a key in all the cells where it may be.
+//
+//go:noinline
+func (t *Table[K, V, H]) search(b *block[K], hash uint64, key K) (r Ref[H], ok bool) {
+	k := t.wordsOf(&key, hash)
+	g := b.home(hash)
+	for range b.groups {
+		w := atomic.LoadUint64(b.control(g))
+		for m := b.matches(w, b.tag(hash)); m != 0; m &= m - 1 {
+			i := g*slots + b.first(m)
+			c := b.cell(i)
+			seq := t.load(c, 0)
+			for seq&writing != 0 && t.sameKey(b, i, &k, &key) { // nearly done
+				runtime.Gosched()
+				seq = t.load(c, 0)
+			}
+			if seq&(writing|dead) == 0 && t.sameKey(b, i, &k, &key) {
+				return t.at(b, i, seq), true
+			}
+		}
+		if w < wentOn {
+			break
+		}
+		g = b.after(g, hash)
+	}
+	return Ref[H]{}, false
+}
+
+// FindFunc returns the first of the cells in which a key of this hash may be for
+// which ok returns true. Now and then one of another hash is asked for too. For
+// writers only.
+func (t *Table[K, V, H]) FindFunc(hash uint64, ok func(Ref[H]) bool) (Ref[H], bool) {
+	b := t.current.Load()
+	g := b.home(hash)
+	for range b.groups {
+		w := atomic.LoadUint64(b.control(g))
+		for m := b.matches(w, b.tag(hash)); m != 0; m &= m - 1 {
+			if r := t.at(b, g*slots+b.first(m), 0); ok(r) {
+				return r, true
+			}
+		}
+		if w < wentOn {
+			break
+		}
+		g = b.after(g, hash)
+	}
+	return Ref[H]{}, false
+}
+
+// Begin lets the caller write into a cell: until End no reader sees what is in it,
+// and who looks for its key waits. In between there must be no other call but
+// SetValue.
+func (t *Table[K, V, H]) Begin(r Ref[H]) { atomic.StoreUint64(r.seq, r.saw|writing) }
+
+// End makes what was written since Begin readable.
+func (t *Table[K, V, H]) End(r Ref[H]) { atomic.StoreUint64(r.seq, r.saw+next) }
+
+// Insert returns a new cell for a key that has none, for the caller to write into
+// it: its head is zero. No reader sees it before Publish. In between there must be
+// no other call but SetValue.
+func (t *Table[K, V, H]) Insert(hash uint64, key K) Ref[H] {
+	b := t.current.Load()
+	if t.live >= room(b.groups) {
+		n := 2 * t.live
+		if t.live < t.most {
+			n = min(n, t.most)
+		}
+		t.rebuild(n)
+		b = t.current.Load()
+	}
+	t.live++
+	i := b.take(hash)
+	c := b.cell(i)
+	r := t.at(b, i, t.load(c, 0))
+	atomic.StoreUint64(r.seq, r.saw|writing)
+	t.setKey(b, i, &key, hash)
+	return r
+}
+
+// Publish makes a cell readable that Insert has returned for a key of this hash.
+func (t *Table[K, V, H]) Publish(r Ref[H], hash uint64) {
+	b := t.current.Load()
+	atomic.StoreUint64(r.seq, r.saw&^dead+next)
+	ctrl := b.control(r.index / slots)
+	atomic.StoreUint64(ctrl, atomic.LoadUint64(ctrl)|b.tag(hash)<<(r.index%slots*8))
+}
+
+// take returns a free cell for a key of this hash, and counts the key in the
+// groups that are full.
+func (b *block[K]) take(hash uint64) uint64 {
+	for g := b.home(hash); ; g = b.after(g, hash) {
+		w := atomic.LoadUint64(b.control(g))
+		if free := b.matches(w, 0); free != 0 {
+			return g*slots + b.first(free)
+		}
+		b.pass(g, 1)
 	}
 }
 
-// put publishes n in a cell that no reader can match at this moment. The hash
-// goes first: a reader that sees the node sees its hash, or a later one.
-func (c *cell[K, E]) put(n *Node[K, E]) {
-	c.hash.Store(n.Hash)
-	c.node.Store(n)
-}
-
-// Delete removes the node of key, if there is one.
-func (t *Table[K, E]) Delete(hash uint64, key K) {
-	cells := t.current.Load().cells
-	mask := uint64(len(cells) - 1)
-	for i := hash & mask; ; i = (i + step(hash)) & mask {
-		c := &cells[i]
-		n := c.node.Load()
-		if n == nil {
-			return
-		}
-		if c.hash.Load() == hash && n != t.tomb && n.Key == key {
-			c.node.Store(t.tomb)
-			t.live--
-			return
-		}
+// pass counts a key that has found group g full, or, with -1, one that is no more.
+func (b *block[K]) pass(g uint64, by int32) {
+	b.passed[g] += uint32(by)
+	w := atomic.LoadUint64(b.control(g)) & tagBits
+	if b.passed[g] > 0 {
+		w |= wentOn
+	}
+	if w != atomic.LoadUint64(b.control(g)) {
+		atomic.StoreUint64(b.control(g), w)
 	}
 }
 
-// rebuild moves the live nodes to an array in which they fill at most half of
-// what triggers the next rebuild, so that its cost is spread over many writes.
-func (t *Table[K, E]) rebuild() {
-	old := t.current.Load().cells
-	next := newArray[K, E](max(2*t.live, minCells))
-	mask := uint64(len(next.cells) - 1)
-	for j := range old {
-		n := old[j].node.Load()
-		if n == nil || n == t.tomb {
+// Delete empties the cell of a key of this hash, and its head.
+func (t *Table[K, V, H]) Delete(r Ref[H], hash uint64) {
+	b := t.current.Load()
+	last, shift := r.index/slots, r.index%slots*8
+	w := atomic.LoadUint64(b.control(last))
+	atomic.StoreUint64(b.control(last), w&^(0xff<<shift))
+	saw := atomic.LoadUint64(r.seq)
+	atomic.StoreUint64(r.seq, saw|writing)
+	t.clearValue(b, r)
+	if boxes := b.boxes.Load(); boxes != nil {
+		(*boxes)[r.index].Store(nil)
+	}
+	t.clearHead(r)
+	atomic.StoreUint64(r.seq, saw&^writing+next|dead)
+	for g := b.home(hash); g != last; g = b.after(g, hash) {
+		b.pass(g, -1)
+	}
+	t.live--
+}
+
+// Shrink gives memory back if less than an eighth of it is in use.
+func (t *Table[K, V, H]) Shrink() {
+	if b := t.current.Load(); b.groups > 8 && t.live < room(b.groups)/8 {
+		t.rebuild(2 * t.live)
+	}
+}
+
+// rebuild moves all cells to a block with room for n keys. Who reads meanwhile
+// reads the old one, which stays as it is.
+func (t *Table[K, V, H]) rebuild(n int) {
+	old, b := t.current.Load(), t.newBlock(n)
+	for i := range old.groups * slots {
+		if atomic.LoadUint64(old.control(i/slots))>>(i%slots*8)&0xff == 0 {
 			continue
 		}
-		i := n.Hash & mask
-		for next.cells[i].node.Load() != nil {
-			i = (i + step(n.Hash)) & mask
-		}
-		next.cells[i].put(n)
+		hash := t.Hash(t.at(old, i, 0))
+		to := b.take(hash)
+		t.move(b, to, old, i)
+		g := b.control(to / slots)
+		*g |= b.tag(hash) << (to % slots * 8)
 	}
-	t.used = t.live
-	t.current.Store(next)
+	t.current.Store(b)
 }
 
-// Len returns the number of nodes. For writers only.
-func (t *Table[K, E]) Len() int { return t.live }
+// Len returns the number of keys. For writers only.
+func (t *Table[K, V, H]) Len() int { return t.live }
 
-// Cells returns the number of cells, for Sample.
-func (t *Table[K, E]) Cells() int { return len(t.current.Load().cells) }
+// Cells returns the number of cells, for At.
+func (t *Table[K, V, H]) Cells() uint64 { return t.current.Load().groups * slots }
 
-// At returns the node in cell i modulo Cells, or nil if it holds none.
-func (t *Table[K, E]) At(i uint64) *Node[K, E] {
-	cells := t.current.Load().cells
-	if n := cells[i&uint64(len(cells)-1)].node.Load(); n != t.tomb {
-		return n
+// At returns cell i modulo Cells, unless it is empty. For writers only.
+func (t *Table[K, V, H]) At(i uint64) (Ref[H], bool) {
+	b := t.current.Load()
+	i %= b.groups * slots
+	if atomic.LoadUint64(b.control(i/slots))>>(i%slots*8)&0xff == 0 {
+		return Ref[H]{}, false
 	}
-	return nil
+	return t.at(b, i, 0), true
 }
 
-// All calls yield for each node until it returns false. A node that is stored
-// or deleted meanwhile may be seen or not. Each node was current when it was
-// looked up.
-func (t *Table[K, E]) All(yield func(*Node[K, E]) bool) {
-	cells := t.current.Load().cells
-	for i := range cells {
-		n := cells[i].node.Load()
-		if n == nil || n == t.tomb {
+// All calls yield for each key until it returns false. One that is stored or
+// deleted meanwhile may be seen or not.
+func (t *Table[K, V, H]) All(yield func(K) bool) {
+	b := t.current.Load()
+	for i := range b.groups * slots {
+		if atomic.LoadUint64(b.control(i/slots))>>(i%slots*8)&0xff == 0 {
 			continue
 		}
-		// The array may have been replaced since; ask the current one.
-		if n = t.Find(n.Hash, n.Key); n != nil && !yield(n) {
-			return
+		for {
+			r := t.at(b, i, t.load(b.cell(i), 0))
+			if r.saw&writing != 0 {
+				runtime.Gosched()
+				continue
+			}
+			key, ok := t.keyAt(b, i)
+			if !r.Valid() {
+				continue
+			}
+			if r.saw&dead == 0 && ok && !yield(key) {
+				return
+			}
+			break
 		}
 	}
 }

@@ -2,53 +2,234 @@ package table
 
 import (
 	"fmt"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
 
-type node = Node[string, int]
+// A head is what the tests store beside each value.
+type head struct {
+	version atomic.Uint64
+	check   atomic.Uint64 // ^version
+	note    int64         // a writer's own
+}
 
-func TestTableMatchesMap(t *testing.T) {
+func (h *head) set(version uint64) {
+	h.version.Store(version)
+	h.check.Store(^version)
+	h.note = int64(version)
+}
+
+func newTable[K comparable, V any](hash func(K) uint64, most int) *Table[K, V, head] {
+	t := new(Table[K, V, head])
+	t.Init(NewLayout[K, V, head](hash), most)
+	return t
+}
+
+func put[K comparable, V any](t *Table[K, V, head], hash uint64, key K, v V, version uint64) {
+	if r, ok := t.Find(hash, key); ok {
+		t.Begin(r)
+		r.Head.set(version)
+		t.SetValue(r, &v)
+		t.End(r)
+		return
+	}
+	r := t.Insert(hash, key)
+	r.Head.set(version)
+	t.SetValue(r, &v)
+	t.Publish(r, hash)
+}
+
+func get[K comparable, V any](t *Table[K, V, head], hash uint64, key K) (v V, version uint64, ok bool) {
+	for {
+		r, ok := t.Load(hash, key, &v)
+		if !ok {
+			var none V
+			return none, 0, false
+		}
+		version, check := r.Head.version.Load(), r.Head.check.Load()
+		if r.Valid() {
+			if check != ^version {
+				panic("a torn head")
+			}
+			return v, version, true
+		}
+	}
+}
+
+func remove[K comparable, V any](t *Table[K, V, head], hash uint64, key K) {
+	if r, ok := t.Find(hash, key); ok {
+		t.Delete(r, hash)
+	}
+}
+
+// Types of keys and values of every layout.
+
+type (
+	pair  struct{ a, b int32 }
+	mixed struct {
+		name string
+		n    int64
+		p    *int64
+		any  any
+		list []int64
+	}
+	odd   struct{ a, b, c byte }
+	large [40]uint64
+	deep  struct {
+		m [20]mixed
+	}
+)
+
+func key[K comparable](n int) (k K) {
+	switch p := any(&k).(type) {
+	case *string:
+		*p = fmt.Sprint(n) // 1 to 60 bytes
+		if n%5 > 1 {
+			*p += strings.Repeat("x", n%60)
+		}
+	case *uint64:
+		*p = uint64(n) * 0x9e3779b97f4a7c15
+	case *int8:
+		*p = int8(n)
+	case *int16:
+		*p = int16(-n)
+	case *int32:
+		*p = int32(-n)
+	case *pair:
+		*p = pair{int32(n), int32(-n)}
+	case *[2]string:
+		*p = [2]string{fmt.Sprint(n), "b"}
+	}
+	return k
+}
+
+// value returns one in which every word says x.
+func value[V any](x uint64) (v V) {
+	n := int64(x)
+	switch p := any(&v).(type) {
+	case *int:
+		*p = int(x)
+	case *string:
+		*p = strings.Repeat(fmt.Sprint(x), int(x%3)+1)
+	case *odd:
+		*p = odd{byte(x), byte(x), byte(x)}
+	case *[5]uint64:
+		*p = [5]uint64{x, x, x, x, x}
+	case *large:
+		for i := range p {
+			p[i] = x
+		}
+	case *mixed:
+		*p = mixed{fmt.Sprint(x), n, &n, x, []int64{n, n}}
+		if x%2 == 0 {
+			p.any = fmt.Sprint(x)
+		}
+	case *deep:
+		for i := range p.m {
+			p.m[i] = value[mixed](x)
+		}
+	case *any:
+		*p = x
+	case *error:
+		*p = fmt.Errorf("%d", x)
+	case **int64:
+		*p = &n
+	}
+	return v
+}
+
+func TestTable(t *testing.T) {
+	t.Run("string/int", tableTests[string, int])
+	t.Run("string/string", tableTests[string, string])
+	t.Run("uint64/[5]uint64", tableTests[uint64, [5]uint64])
+	t.Run("int8/odd", tableTests[int8, odd])
+	t.Run("int16/mixed", tableTests[int16, mixed])
+	t.Run("int32/large", tableTests[int32, large])
+	t.Run("pair/any", tableTests[pair, any])
+	t.Run("[2]string/error", tableTests[[2]string, error])
+	t.Run("string/deep", tableTests[string, deep])
+	t.Run("string/*int64", tableTests[string, *int64])
+	t.Run("string/struct{}", tableTests[string, struct{}])
+}
+
+func tableTests[K comparable, V any](t *testing.T) {
+	t.Run("is a map", isMap[K, V])
+	t.Run("never misses and never tears", holdsStill[K, V])
+}
+
+func isMap[K comparable, V any](t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		tab := New[string, int](0)
-		model := map[string]int{}
-		hashes := []uint64{0, 1, 8, 1 << 32, ^uint64(0)} // few: equal hashes and equal steps are common
-		key := rapid.Custom(func(t *rapid.T) string { return fmt.Sprint(rapid.IntRange(0, 30).Draw(t, "key")) })
-		hash := func(k string) uint64 { return hashes[(int(k[0])+7*len(k))%len(hashes)] }
+		const keys = 40
+		hashes := []uint64{0, 1, 8, 1 << 32, ^uint64(0), 255, 256} // few: long chains are common
+		few := rapid.Bool().Draw(t, "few hashes")
+		hash := func(k K) uint64 {
+			h := xxhash.Sum64String(fmt.Sprint(k))
+			if few {
+				return hashes[h%uint64(len(hashes))]
+			}
+			return h
+		}
+		tab := newTable[K, V](hash, 50)
+		type state struct {
+			version uint64
+			value   V
+		}
+		model := map[K]state{}
+		any := rapid.Custom(func(t *rapid.T) K { return key[K](rapid.IntRange(0, keys).Draw(t, "key")) })
+		version := uint64(0)
 		t.Repeat(map[string]func(*rapid.T){
-			"store": func(t *rapid.T) {
-				k, v := key.Draw(t, "k"), rapid.Int().Draw(t, "v")
-				tab.Store(&node{Key: k, Hash: hash(k), E: v})
-				model[k] = v
+			"put": func(t *rapid.T) {
+				for range rapid.IntRange(1, 20).Draw(t, "times") {
+					k := any.Draw(t, "k")
+					version++
+					v := value[V](version)
+					put(tab, hash(k), k, v, version)
+					model[k] = state{version, v}
+				}
 			},
 			"delete": func(t *rapid.T) {
-				k := key.Draw(t, "k")
-				tab.Delete(hash(k), k)
-				delete(model, k)
+				for range rapid.IntRange(1, 20).Draw(t, "times") {
+					k := any.Draw(t, "k")
+					remove(tab, hash(k), k)
+					delete(model, k)
+				}
 			},
+			"shrink": func(*rapid.T) { tab.Shrink() },
 			"": func(t *rapid.T) {
 				require.Equal(t, len(model), tab.Len())
-				seen := map[string]int{}
-				tab.All(func(n *node) bool { seen[n.Key] = n.E; return true })
-				require.Equal(t, model, seen)
-				for i := range 31 {
-					k := fmt.Sprint(i)
-					n := tab.Find(hash(k), k)
-					v, ok := model[k]
-					require.Equal(t, ok, n != nil, k)
+				seen := map[K]bool{}
+				tab.All(func(k K) bool { seen[k] = true; return true })
+				require.Len(t, seen, len(model))
+				cells := 0
+				for i := range tab.Cells() {
+					if r, ok := tab.At(i + 3*tab.Cells()); ok {
+						cells++
+						require.Equal(t, int64(r.Head.version.Load()), r.Head.note)
+					}
+				}
+				require.Equal(t, len(model), cells)
+				for i := range keys + 1 {
+					k := key[K](i)
+					v, version, ok := get(tab, hash(k), k)
+					have, want := model[k]
+					require.Equal(t, want, ok, "%v", k)
+					require.Equal(t, want, seen[k])
+					require.Equal(t, have, state{version, v})
 					if ok {
-						require.Equal(t, v, n.E)
+						r, _ := tab.Find(hash(k), k)
+						require.Equal(t, hash(k), tab.Hash(r))
+						same, ok := tab.FindFunc(hash(k), func(o Ref[head]) bool { return o.Head.version.Load() == version })
+						require.True(t, ok && same.Same(r))
 					}
-					other := false
-					for o := range model {
-						other = other || o != k && hash(o) == hash(k)
-					}
-					require.Equal(t, other, tab.SameHash(hash(k), k))
 				}
 			},
 		})
@@ -56,47 +237,139 @@ func TestTableMatchesMap(t *testing.T) {
 }
 
 // A key that is always present is always found, whatever grows, shrinks and
-// churns around it, and its value never goes back.
-func TestTable_ReadersNeverMissAPresentKey(t *testing.T) {
-	tab := New[string, int](0)
-	tab.Store(&node{Key: "k", Hash: 42})
+// churns around it; its value never goes back and is never of two Puts.
+func holdsStill[K comparable, V any](t *testing.T) {
+	hash := func(k K) uint64 { return xxhash.Sum64String(fmt.Sprint(k)) }
+	tab := newTable[K, V](hash, 50)
+	k := key[K](101)
+	put(tab, hash(k), k, value[V](1), 1)
+	fleeting := key[K](102)
 	var done atomic.Bool
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
-			last := 0
+			last := uint64(0)
 			for !done.Load() {
-				n := tab.Find(42, "k")
-				if !assert.NotNil(t, n) || !assert.GreaterOrEqual(t, n.E, last) {
+				v, version, ok := get(tab, hash(k), k)
+				if !assert.True(t, ok) || !assert.GreaterOrEqual(t, version, last) {
 					return
 				}
-				last = n.E
+				if version != last && !assert.Equal(t, value[V](version), v) {
+					return
+				}
+				last = version
+				if v, version, ok := get(tab, hash(fleeting), fleeting); ok && !assert.Equal(t, value[V](version), v) {
+					return
+				}
+				runtime.Gosched()
 			}
 		})
 	}
-	for i := range 20_000 {
-		k := fmt.Sprint(i % 3000)
-		if i/3000%2 == 0 {
-			tab.Store(&node{Key: k, Hash: uint64(i) % 3000 * 0x9e3779b97f4a7c15})
+	for i := range uint64(1500) {
+		other := key[K](int(i % 100))
+		if i/100%2 == 0 {
+			put(tab, hash(other), other, value[V](i), i)
 		} else {
-			tab.Delete(uint64(i)%3000*0x9e3779b97f4a7c15, k)
+			remove(tab, hash(other), other)
 		}
-		tab.Store(&node{Key: "k", Hash: 42, E: i})
+		if i%7 == 0 {
+			tab.Shrink()
+		}
+		put(tab, hash(k), k, value[V](i+2), i+2)
+		put(tab, hash(fleeting), fleeting, value[V](i+5), i+5)
+		remove(tab, hash(fleeting), fleeting)
 	}
 	done.Store(true)
 	wg.Wait()
 }
 
-// Deleted cells are taken back: churn does not grow the array.
+// What is deleted is free: churn does not grow the table, and keys of one hash,
+// any number of them, do not lie in the way of others.
 func TestTable_ChurnDoesNotGrow(t *testing.T) {
-	tab := New[string, int](0)
+	tab := newTable[string, int](xxhash.Sum64String, 50)
 	for i := range 100_000 {
 		k := fmt.Sprint(i)
-		tab.Store(&node{Key: k, Hash: uint64(i) * 0x9e3779b97f4a7c15})
+		put(tab, xxhash.Sum64String(k), k, i, 1)
 		if i >= 100 {
-			tab.Delete(uint64(i-100)*0x9e3779b97f4a7c15, fmt.Sprint(i-100))
+			old := fmt.Sprint(i - 100)
+			remove(tab, xxhash.Sum64String(old), old)
 		}
 	}
 	assert.Equal(t, 100, tab.Len())
-	assert.LessOrEqual(t, tab.Cells(), 1024)
+	assert.LessOrEqual(t, tab.Cells(), uint64(512))
+}
+
+// Ten thousand keys of one hash lie in nobody's way, and when they are gone no
+// group remembers them: what looks for a key ends where it begins.
+func TestTable_AFloodLeavesNothingBehind(t *testing.T) {
+	tab := newTable[string, int](func(string) uint64 { return 42 }, 0)
+	for i := range 10_000 {
+		put(tab, 42, fmt.Sprint(i), i, 1)
+	}
+	full := 0
+	b := tab.current.Load()
+	for g := range b.groups {
+		if *b.control(g)&tagBits != 0 {
+			full++
+		}
+	}
+	assert.LessOrEqual(t, full, 10_000/slots+1, "they follow each other")
+	for i := range 10_000 {
+		remove(tab, 42, fmt.Sprint(i))
+	}
+	b = tab.current.Load()
+	for g := range b.groups {
+		require.Zero(t, *b.control(g), "group %d", g)
+	}
+}
+
+func TestTable_PutOfAPresentKeyAllocatesNothing(t *testing.T) {
+	tab := newTable[string, [4]uint64](xxhash.Sum64String, 50)
+	n := uint64(0)
+	assert.Zero(t, testing.AllocsPerRun(100, func() {
+		n++
+		put(tab, 1, "account-00001", [4]uint64{n}, n)
+		v, _, _ := get(tab, 1, "account-00001")
+		if v[0] != n {
+			t.Fail()
+		}
+	}))
+}
+
+func TestTable_DeletedValuesAreLetGo(t *testing.T) {
+	type ofPointer struct {
+		p *[1 << 16]byte
+		_ [20]uint64 // too large for the table
+	}
+	for name, tt := range map[string]func(p *[1 << 16]byte) (remove func()){
+		"beside": func(p *[1 << 16]byte) func() {
+			tab := newTable[string, *[1 << 16]byte](xxhash.Sum64String, 1)
+			put(tab, 1, "k", p, 1)
+			return func() { remove(tab, 1, "k") }
+		},
+		"apart": func(p *[1 << 16]byte) func() {
+			tab := newTable[string, ofPointer](xxhash.Sum64String, 1)
+			put(tab, 1, "k", ofPointer{p: p}, 1)
+			return func() { remove(tab, 1, "k") }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			let := make(chan struct{})
+			p := new([1 << 16]byte)
+			runtime.AddCleanup(p, func(struct{}) { close(let) }, struct{}{})
+			remove := tt(p)
+			remove()
+			for range 100 {
+				runtime.GC()
+				select {
+				case <-let:
+					runtime.KeepAlive(remove)
+					return
+				case <-time.After(time.Millisecond):
+				}
+			}
+			assert.Fail(t, "the value is held on to")
+			runtime.KeepAlive(remove)
+		})
+	}
 }
