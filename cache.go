@@ -153,7 +153,8 @@ func (c *Cache[K, V]) shard(hash uint64) *shard[K, V] {
 }
 
 // Get returns the value of key if memory has one that may be served at
-// [Options.Level]. It never blocks and allocates nothing, but for the load that
+// [Options.Level]. It takes no lock, waits for nothing but a write of the same
+// entry that is a few stores from its end, and allocates nothing, but for the load that
 // it starts if [Options.RefreshAfter] has passed. A cached absence is a miss
 // here; GetEntry tells them apart.
 //

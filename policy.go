@@ -334,7 +334,7 @@ func (s *shard[K, V]) holderLocked(t ticket) (p place, ok bool) {
 	return s.table.FindFunc(t.hash, func(p place) bool { return p.Head.record == t.record })
 }
 
-// callLocked returns the call of Ristretto for the record of h.
+// call returns the call of Ristretto for the record of h.
 func (h *head) call(hash uint64, withdraw bool) op {
 	t := ticket{hash, h.record}
 	return op{t, t.policyKey(h.kind.Load()&kindAlias != 0), h.cost, withdraw}
