@@ -642,11 +642,8 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 		jetstream.PullMaxMessages(readerBatch),
 		jetstream.PullHeartbeat(readerBeat),
 		jetstream.ConsumeErrHandler(func(running jetstream.ConsumeContext, err error) {
-			select {
-			case r.trouble <- err:
-			default: // the first is enough to end it
-			}
-			running.Stop() // else nats.go asks for more every second, whether or not there is room
+			notify(r.trouble, err) // the first is enough to end it
+			running.Stop()         // else nats.go asks for more every second, whether or not there is room
 		}))
 	if err != nil {
 		r.end()
@@ -702,10 +699,7 @@ type natsInbox struct {
 func (r *natsReader) deliver(m jetstream.Msg) {
 	d, err := m.Metadata()
 	if err != nil {
-		select {
-		case r.trouble <- err:
-		default:
-		}
+		notify(r.trouble, err)
 		return
 	}
 	in := &r.inbox
@@ -713,7 +707,7 @@ func (r *natsReader) deliver(m jetstream.Msg) {
 	in.messages = append(in.messages, natsMessage{d.Sequence.Stream, m.Data()})
 	full := len(in.messages) >= readerBatch
 	in.mu.Unlock()
-	notify(in.arrived)
+	notify(in.arrived, struct{}{})
 	for full {
 		select {
 		case <-in.emptied:
@@ -737,14 +731,14 @@ func (r *natsReader) take() bool {
 	if len(r.taken) == 0 {
 		return false
 	}
-	notify(in.emptied)
+	notify(in.emptied, struct{}{})
 	return true
 }
 
-// notify leaves a token unless there is one.
-func notify(token chan<- struct{}) {
+// notify leaves x unless something is left already.
+func notify[T any](left chan<- T, x T) {
 	select {
-	case token <- struct{}{}:
+	case left <- x:
 	default:
 	}
 }

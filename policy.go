@@ -254,9 +254,6 @@ func (p *policy) samples(hash uint64) bool {
 // unless the entry has had its share of the epoch.
 func (s *shard[K, V]) touch(h *head, hash uint64) {
 	epoch := s.policy.epoch.Load() << 8
-	if h.touches.Load() == epoch|saturation {
-		return
-	}
 	warmth := h.warmth(epoch)
 	if warmth >= saturation {
 		return

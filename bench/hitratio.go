@@ -73,6 +73,27 @@ func replayOtter(trace []uint64, capacity, goroutines int) (hits, held float64, 
 	}), 0, nil
 }
 
+// A waitedFor is a cache that is waited for after each Set.
+type waitedFor struct {
+	cache interface {
+		Get(k uint64) (uint64, bool)
+		Set(k, v uint64, cost int64) bool
+		Wait()
+	}
+}
+
+func (w waitedFor) replay(part []uint64) (hits int) {
+	for _, k := range part {
+		if _, ok := w.cache.Get(k); ok {
+			hits++
+		} else {
+			w.cache.Set(k, k, 1)
+			w.cache.Wait()
+		}
+	}
+	return hits
+}
+
 // replayTheine waits after each Set until the policy has seen it.
 func replayTheine(trace []uint64, capacity, goroutines int) (hits, held float64, err error) {
 	c, err := theine.NewBuilder[uint64, uint64](int64(capacity)).Build()
@@ -80,17 +101,7 @@ func replayTheine(trace []uint64, capacity, goroutines int) (hits, held float64,
 		return 0, 0, err
 	}
 	defer c.Close()
-	return share(trace, goroutines, func(part []uint64) (hits int) {
-		for _, k := range part {
-			if _, ok := c.Get(k); ok {
-				hits++
-			} else {
-				c.Set(k, k, 1)
-				c.Wait()
-			}
-		}
-		return hits
-	}), 0, nil
+	return share(trace, goroutines, waitedFor{c}.replay), 0, nil
 }
 
 // replayRistretto waits after each Set, or most of them would be dropped. It
@@ -103,17 +114,7 @@ func replayRistretto(trace []uint64, capacity, goroutines int) (hits, held float
 		return 0, 0, err
 	}
 	defer c.Close()
-	return share(trace, goroutines, func(part []uint64) (hits int) {
-		for _, k := range part {
-			if _, ok := c.Get(k); ok {
-				hits++
-			} else {
-				c.Set(k, k, 1)
-				c.Wait()
-			}
-		}
-		return hits
-	}), 0, nil
+	return share(trace, goroutines, waitedFor{c}.replay), 0, nil
 }
 
 func replayLRU(trace []uint64, capacity, goroutines int) (hits, held float64, err error) {

@@ -780,13 +780,7 @@ func TestJetStream_AReaderThatIsSlow(t *testing.T) {
 	publishMany(t, js, messages)
 	read, left := open(t, log, 1), open(t, log, 1)
 	for _, name := range consumers(t, js) {
-		c, err := js.Consumer(soon(t), tidemark.NATSStreamName(natsCache), name)
-		require.NoError(t, err)
-		delivered := func() uint64 {
-			i, err := c.Info(soon(t))
-			require.NoError(t, err)
-			return i.Delivered.Consumer
-		}
+		delivered := deliveredTo(t, js, name)
 		within(t, func() bool { return delivered() >= 256 }, "nothing is sent ahead")
 		time.Sleep(300 * time.Millisecond) // in which the rest would come
 		require.LessOrEqual(t, delivered(), uint64(held), "more is sent than there is room for")
@@ -866,8 +860,14 @@ func deliveredBy(t testing.TB, js jetstream.JetStream) func() uint64 {
 	t.Helper()
 	names := consumers(t, js)
 	require.Len(t, names, 1)
+	return deliveredTo(t, js, names[0])
+}
+
+// deliveredTo tells what a consumer has sent.
+func deliveredTo(t testing.TB, js jetstream.JetStream, consumer string) func() uint64 {
 	return func() uint64 {
-		c, err := js.Consumer(soon(t), tidemark.NATSStreamName(natsCache), names[0])
+		t.Helper()
+		c, err := js.Consumer(soon(t), tidemark.NATSStreamName(natsCache), consumer)
 		require.NoError(t, err)
 		return c.CachedInfo().Delivered.Consumer
 	}

@@ -73,7 +73,10 @@ func NewLayout[K comparable, V, H any](hash func(K) uint64) *Layout[K, V, H] {
 	}
 	l.valueAt = word + keyWords*word
 	l.headAt = l.valueAt
-	size, pointers := unsafe.Sizeof(*new(V)), pointerWords(reflect.TypeFor[V](), 0)
+	size, pointers := unsafe.Sizeof(*new(V)), uint32(0)
+	if size <= maxValue {
+		pointers = pointerWords(reflect.TypeFor[V](), 0)
+	}
 	switch {
 	case size > maxValue, pointers != 0 && unsafe.Sizeof(uintptr(0)) != word:
 		l.valueKind = apart
@@ -197,17 +200,11 @@ func (l *Layout[K, V, H]) hasKey(c unsafe.Pointer, key *K) bool {
 		return l.load(c, word) == integerWord(key)
 	case text:
 		s := *(*string)(unsafe.Pointer(key))
-		p, n := unsafe.Pointer(unsafe.StringData(s)), len(s)
-		switch {
-		case n > inlineText:
+		if len(s) > inlineText {
 			return false
-		case n >= 2*word:
-			return l.load(c, word)^l.le64(p, 0)|l.load(c, 2*word)^l.le64(p, word)|
-				l.load(c, 3*word)^(l.le64(p, n-word)>>(8*(3*word-n))|uint64(n)<<56) == 0
-		default:
-			w := l.textWords(s)
-			return l.load(c, word)^w[0]|l.load(c, 2*word)^w[1]|l.load(c, 3*word)^w[2] == 0
 		}
+		w := l.textWords(s)
+		return l.load(c, word)^w[0]|l.load(c, 2*word)^w[1]|l.load(c, 3*word)^w[2] == 0
 	}
 	return false
 }

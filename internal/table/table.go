@@ -285,7 +285,8 @@ func (t *Table[K, V, H]) FindFunc(hash uint64, ok func(Ref[H]) bool) (Ref[H], bo
 	for range b.groups {
 		w := atomic.LoadUint64(b.control(g))
 		for m := b.matches(w, b.tag(hash)); m != 0; m &= m - 1 {
-			if r := t.at(b, g*slots+b.first(m), 0); ok(r) {
+			i := g*slots + b.first(m)
+			if r := t.at(b, i, t.load(b.cell(i), 0)); ok(r) {
 				return r, true
 			}
 		}
@@ -416,7 +417,7 @@ func (t *Table[K, V, H]) At(i uint64) (Ref[H], bool) {
 	if atomic.LoadUint64(b.control(i/slots))>>(i%slots*8)&0xff == 0 {
 		return Ref[H]{}, false
 	}
-	return t.at(b, i, 0), true
+	return t.at(b, i, t.load(b.cell(i), 0)), true
 }
 
 // All calls yield for each key until it returns false. One that is stored or
