@@ -642,8 +642,9 @@ func (l *natsLog) newReader(ctx context.Context, from uint64, link chan nats.Sta
 		jetstream.PullMaxMessages(readerBatch),
 		jetstream.PullHeartbeat(readerBeat),
 		jetstream.ConsumeErrHandler(func(running jetstream.ConsumeContext, err error) {
-			notify(r.trouble, err) // the first is enough to end it
-			running.Stop()         // else nats.go asks for more every second, whether or not there is room
+			notify(r.trouble, err)
+
+			running.Stop() // else nats.go asks for more every second, whether or not there is room
 		}))
 	if err != nil {
 		r.end()
