@@ -2198,8 +2198,7 @@ var guards = []guard{
 		old:    "if broken := r.broken(); broken != nil {",
 		new:    "if broken := r.broken(); false {",
 		breaks: "a link that breaks and is back while the reader looks away is taken for a hole in the log",
-		test:   "TestJetStream_ACutIsNoGap",
-		module: "integration",
+		test:   "TestNATSReader_ABreakInBetweenIsNoGap",
 	},
 	{
 		name:   "natsReader.arrive 1",
