@@ -637,13 +637,13 @@ func (c *Cache[K, V]) roundLocked(least int) {
 	if p.closed {
 		return
 	}
-	p.resample()
+	told := time.Duration(0)
 	for i := range c.shards {
 		s := &c.shards[i]
 		if p.keys = s.touched.Take(p.keys[:0]); len(p.keys) > 0 {
 			began := time.Now()
 			p.count(p.keys...)
-			p.spent += time.Since(began)
+			told += time.Since(began)
 		}
 		if int(s.waiting.Load()) >= least {
 			p.ops = s.takeOps(p.ops[:0])
@@ -651,6 +651,9 @@ func (c *Cache[K, V]) roundLocked(least int) {
 		}
 	}
 	p.wait()
+	now := time.Now()
+	p.resample(told, now.Sub(p.rounded))
+	p.rounded = now
 }
 
 // sweep drops entries that are expired or of an old generation from the next

@@ -81,8 +81,9 @@ type policy struct {
 	offers   int64         // of those
 	keys     []uint64      // reused by rounds
 	ops      []op          // reused by rounds
-	spent    time.Duration // on telling Ristretto of accesses
-	since    time.Time     // when spent was zero
+	spent    time.Duration // on telling Ristretto of accesses since the sample was last changed
+	busy     time.Duration // how long there were accesses in that time
+	rounded  time.Time     // when the last round ended
 }
 
 // A ticket names the policy's record of one entry, or of successive entries of
@@ -134,10 +135,15 @@ const (
 	drainEvery = 50 * time.Millisecond // for shards with fewer ops than batch
 
 	// samplingCost is how much of one processor's time may go into telling
-	// Ristretto of hits, in thousandths. maxSampling leaves one key of so many,
+	// Ristretto of hits while there are some, in thousandths. Ristretto's own
+	// goroutine takes about as much again. maxSampling leaves one key of so many,
 	// less one, in the sample.
-	samplingCost = 30
+	samplingCost = 15
 	maxSampling  = 1<<10 - 1
+
+	// The sample is changed when there were hits for so long. A pause between two
+	// rounds counts as no more than that.
+	samplingPace = 10 * time.Millisecond
 
 	// backlog bounds the ops of a shard: while it has more, its window grows
 	// instead. What must be withdrawn still is, so the true bound is this and
@@ -493,20 +499,27 @@ func (p *policy) wait() {
 	}
 }
 
-// resample moves the salt on, and makes the sample smaller or larger so that
-// telling Ristretto of accesses takes about as much of a processor's time as
-// wanted. The caller has the turn.
-func (p *policy) resample() {
+// resample moves the salt on after a round which took told to tell Ristretto of
+// accesses and ended so long after the last. It makes the sample smaller or larger
+// so that telling takes about as much of a processor's time as wanted: of the time
+// with accesses, or a load in bursts would pay in each for the pause before it. The
+// caller has the turn.
+func (p *policy) resample(told, passed time.Duration) {
 	x := p.sample.Load()
 	mask := uint32(x >> 32)
-	if spent, passed := p.spent, time.Since(p.since); passed >= drainEvery {
-		switch {
-		case spent > passed*samplingCost/1000:
-			mask = min(mask<<1|1, maxSampling)
-		case spent < passed*samplingCost/4000:
+	if told > 0 {
+		p.spent += told
+		p.busy += min(passed, samplingPace)
+	}
+	if p.busy >= samplingPace {
+		wanted := p.busy * samplingCost / 1000
+		if p.spent < wanted/4 {
 			mask >>= 1
 		}
-		p.spent, p.since = 0, time.Now()
+		for ; p.spent > wanted; p.spent /= 2 {
+			mask = min(mask<<1|1, maxSampling)
+		}
+		p.spent, p.busy = 0, 0
 	}
 	p.sample.Store(uint64(mask)<<32 | uint64(uint32(x)+0x9e3779b9))
 }

@@ -478,11 +478,8 @@ func TestPolicy_HearsOfASetThatADelHasSwallowed(t *testing.T) {
 // grows again; however small it is, every key has its turn.
 func TestPolicy_TheSampleFollowsItsCost(t *testing.T) {
 	p := newTestPolicy(t, func(ticket) {})
-	const passed = time.Hour // so that a pause of this test is nothing
-	after := func(spent time.Duration) {
-		p.spent, p.since = spent, time.Now().Add(-passed)
-		p.resample()
-	}
+	const passed = samplingPace
+	after := func(told time.Duration) { p.resample(told, passed) }
 	share := func() int {
 		n := 0
 		for hash := range uint64(1 << 12) {
@@ -493,29 +490,34 @@ func TestPolicy_TheSampleFollowsItsCost(t *testing.T) {
 		return n
 	}
 	assert.Equal(t, 1<<12, share(), "at first all")
+	after(passed * samplingCost * 19 / 10_000)
+	assert.Equal(t, 1<<11, share(), "nearly twice what it may cost")
 	after(passed / 2)
-	assert.Equal(t, 1<<11, share())
+	assert.Equal(t, 1<<5, share(), "half the time: 33 times that, at once")
 	for range 20 {
 		after(passed / 2)
 	}
 	assert.Equal(t, 1<<12/(maxSampling+1), share(), "not fewer than that")
 	told := map[uint64]bool{}
 	for range 2 * (maxSampling + 1) {
-		p.since = time.Now() // so that only the salt moves
-		p.resample()
+		p.resample(0, passed) // so that only the salt moves
 		for hash := range uint64(1 << 12) {
 			if p.samples(hash << 24) {
 				told[hash] = true
 			}
 		}
 	}
-	assert.Len(t, told, 1<<12, "every key has had its turn")
+	assert.Len(t, told, 1<<12, "every key has had its turn, and without hits the sample is as it was")
 	for range 20 {
 		after(passed * samplingCost / 2000)
 	}
 	assert.Equal(t, 1<<12/(maxSampling+1), share(), "it costs about what it may")
 	for range 20 {
-		after(0)
+		p.resample(passed*samplingCost/2000, time.Hour)
+	}
+	assert.Equal(t, 1<<12/(maxSampling+1), share(), "after a pause it costs no less")
+	for range 20 {
+		after(1)
 	}
 	assert.Equal(t, 1<<12, share(), "it costs nothing")
 }
