@@ -256,15 +256,15 @@ func (w *waiter[K, V]) waitFor(f *flight[K, V], known mark) {
 }
 
 // joinableLocked returns the key's flight if w may wait for it: it began in
-// this era, nothing has broken it, and it began late enough for the level and
-// for a read that was let down once.
+// this era, nothing has broken it, and it began late enough for the level. For a
+// read that was let down once it did: that waited for the latest flight there was.
 func (s *shard[K, V]) joinableLocked(w *waiter[K, V], at moment) *flight[K, V] {
 	p := s.pending[w.key]
 	if p == nil || p.flight == nil || p.flight.broken || p.flight.era != at.era {
 		return nil
 	}
 	f := p.flight
-	if begunAfter := f.id > w.arrived; !begunAfter && (w.tries > 1 || !w.level.begunInTime(f.off, w.at)) {
+	if begunAfter := f.id > w.arrived; !begunAfter && !w.level.begunInTime(f.off, w.at) {
 		return nil
 	}
 	if !f.strong && (w.tries > 1 || w.level.strong()) {

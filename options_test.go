@@ -183,6 +183,17 @@ func TestClose_Repeatedly(t *testing.T) {
 	require.Error(t, c.Close(t.Context()))
 }
 
+// What a cache of its own had is gone with it: there is no replica that would have
+// to be cut off.
+func TestClose_ServesNothing(t *testing.T) {
+	c, err := New(Options[string, int]{MaxCost: small})
+	require.NoError(t, err)
+	require.Equal(t, Applied, c.Put("k", 10, 1))
+	served(t, c, "k", 1, "before")
+	require.NoError(t, c.Close(t.Context()))
+	missing(t, c, "k", "after Close")
+}
+
 // A load runs when the cache closes: it is cancelled, those who wait for it get
 // ErrClosed, and Close returns when it has ended.
 func TestClose_EndsRunningLoads(t *testing.T) {

@@ -237,6 +237,9 @@ func TestConfirm_ACallThatFails(t *testing.T) {
 						_, err := c.Load(t.Context(), strconv.Itoa(i))
 						var failed *LoadError
 						assert.ErrorAs(t, err, &failed)
+						if name == "goexit" {
+							assert.ErrorIs(t, err, errGoexit)
+						}
 					})
 				}
 				reads.Wait()

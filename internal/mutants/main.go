@@ -6,14 +6,19 @@
 //	go run ./internal/mutants -run fence guards whose name matches the regular expression
 //	go run ./internal/mutants -test 'TestSim$' -v   whether the simulation notices, and by which seed
 //
-// The working tree is not touched: the mutant is given to the compiler as an
-// overlay. Nor is Go's build cache, in which hundreds of mutants would leave tens
-// of gigabytes: a cache of its own is emptied after each. Run it from the root of
-// the repository.
+// The working tree is not touched: the mutants are given to the compiler as an
+// overlay. All that can be are woven into one build of each package's tests, and
+// switched on one at a time by an environment variable; a test counts only if it
+// is green with none switched on. What cannot be woven, and what stayed green so,
+// is built on its own: that verdict counts. Such builds have a cache of their own,
+// emptied after each, since in Go's they would leave tens of gigabytes.
+//
+// Run it from the root of the repository.
 package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -47,17 +52,12 @@ func main() {
 		fmt.Print(table())
 		return
 	}
-	cache, err := os.MkdirTemp("", "mutants")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "mutants:", err)
-		os.Exit(1)
-	}
 	names, err := regexp.Compile(*only)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(2)
 	}
-	survived, run := 0, 0
+	var chosen []guard
 	for _, g := range guards {
 		if !names.MatchString(g.name) {
 			continue
@@ -65,9 +65,22 @@ func main() {
 		if *other != "" {
 			g.test, g.module, g.pkg = *other, "", ""
 		}
-		run++
+		chosen = append(chosen, g)
+	}
+	r, err := newRunner(chosen)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		os.Exit(1)
+	}
+	survived := 0
+	for i := range chosen {
+		g := &chosen[i]
 		began := time.Now()
-		out, err := g.remove(buildCache(cache))
+		out, err := r.remove(i)
+		if errors.Is(err, errNotWoven) {
+			fmt.Fprintf(os.Stderr, "mutants: %v\n%s", err, out)
+			os.Exit(1)
+		}
 		verdict := "red "
 		if err != nil {
 			verdict = "GREEN"
@@ -81,15 +94,101 @@ func main() {
 			fmt.Println(out)
 		}
 	}
-	_ = os.RemoveAll(cache) // what is left is the system's to clean
-	fmt.Printf("%d guards removed, %d not noticed\n", run, survived)
-	if survived > 0 || run == 0 {
+	_ = os.RemoveAll(r.dir) // what is left is the system's to clean
+	fmt.Printf("%d guards removed, %d of them by a switch, %d not noticed\n", len(chosen), r.switched, survived)
+	if survived > 0 || len(chosen) == 0 {
 		os.Exit(1)
 	}
 }
 
-// remove runs the guard's test without the guard. The error says why that did
-// not prove anything.
+// A runner removes guards, by a switch where it can.
+type runner struct {
+	guards   []guard
+	dir      string          // of all that is written
+	overlay  string          // the file that names what is woven
+	woven    map[string]bool // the guards that are, by name
+	binaries map[string]*binary
+	switched int // how many guards were seen red by a switch
+}
+
+// A binary is the woven tests of a package.
+type binary struct {
+	path  string
+	green map[string]bool // the tests that are green with every guard
+}
+
+func newRunner(guards []guard) (*runner, error) {
+	dir, err := os.MkdirTemp("", "mutants")
+	if err != nil {
+		return nil, err
+	}
+	r := &runner{guards: guards, dir: dir, binaries: map[string]*binary{}}
+	var files map[string]string
+	if files, r.woven, err = weave(guards, dir); err != nil {
+		return nil, err
+	}
+	r.overlay, err = writeOverlay(dir, files)
+	return r, err
+}
+
+// writeOverlay writes what -overlay wants: the files that stand in for others.
+func writeOverlay(dir string, files map[string]string) (path string, err error) {
+	text, err := json.Marshal(map[string]map[string]string{"Replace": files})
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, "overlay.json")
+	return path, os.WriteFile(path, text, 0o600)
+}
+
+// remove runs the test of guard i without it. The error says why that did not
+// prove anything.
+func (r *runner) remove(i int) (output string, err error) {
+	g := &r.guards[i]
+	if r.woven[g.name] {
+		output, err = r.switchOff(i)
+		if err == nil || errors.Is(err, errNotWoven) {
+			r.switched++
+			return output, err
+		}
+		fmt.Printf("      %s, by a switch: %v; on its own:\n", g.name, err)
+	}
+	return g.remove(buildCache(filepath.Join(r.dir, "cache")))
+}
+
+// switchOff does that in the woven binary of the test's package.
+func (r *runner) switchOff(i int) (output string, err error) {
+	g := &r.guards[i]
+	dir := filepath.Join(g.module, g.pkg)
+	b := r.binaries[dir]
+	if b == nil {
+		b = &binary{filepath.Join(r.dir, fmt.Sprintf("%d.test", len(r.binaries))), map[string]bool{}}
+		r.binaries[dir] = b
+		cmd := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-gcflags=-e", "-overlay", r.overlay, "-o", b.path, "./"+g.pkg)
+		cmd.Dir = g.module
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return string(out), errNotWoven
+		}
+	}
+	run := func(number int) (string, error) {
+		cmd := exec.Command(b.path, "-test.timeout=120s", "-test.run", g.test)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", switchVar, number))
+		out, err := cmd.CombinedOutput()
+		return string(out), judge(string(out), err)
+	}
+	if !b.green[g.test] {
+		output, err := run(0)
+		if err != errGreen {
+			return output, fmt.Errorf("%s is not green with every guard: %v", g.test, err)
+		}
+		b.green[g.test] = true
+	}
+	return run(i + 1)
+}
+
+// remove runs the guard's test without the guard, in a build of their own. The
+// error says why that did not prove anything.
 func (g *guard) remove(cache buildCache) (output string, err error) {
 	text, err := os.ReadFile(g.file)
 	if err != nil {
@@ -111,12 +210,8 @@ func (g *guard) remove(cache buildCache) (output string, err error) {
 	if err != nil {
 		return "", err
 	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: mutant}})
+	list, err := writeOverlay(dir, map[string]string{original: mutant})
 	if err != nil {
-		return "", err
-	}
-	list := filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(list, overlay, 0o600); err != nil {
 		return "", err
 	}
 	pkg := g.pkg
@@ -153,6 +248,11 @@ func (c buildCache) forget(since time.Time) {
 	})
 }
 
+var (
+	errGreen    = errors.New("the test stays green")
+	errNotWoven = errors.New("one of the mutants does not compile")
+)
+
 // judge tells a test that went red from one that stayed green, did not run, or
 // did not compile.
 func judge(output string, err error) error {
@@ -162,7 +262,7 @@ func judge(output string, err error) error {
 	case strings.Contains(output, "[build failed]"), strings.Contains(output, "[setup failed]"):
 		return fmt.Errorf("the mutant does not compile")
 	case err == nil:
-		return fmt.Errorf("the test stays green")
+		return errGreen
 	case strings.Contains(output, "--- FAIL"), strings.Contains(output, "panic:"), strings.Contains(output, "FAIL\t"):
 		return nil
 	default:
