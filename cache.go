@@ -98,7 +98,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	slots := ceilPow2(int(min(max(o.ExpectedEntries/int64(o.Shards), 64), 1024)))
 	layout := table.NewLayout[K, V, head](c.keys.hash)
 	perShard := float64(o.ExpectedEntries) / float64(o.Shards)
-	perShard += 4 * math.Sqrt(perShard) // hardly any has more by chance
+	perShard += 2 * math.Sqrt(perShard) // one shard in fifty has more by chance
 	for i := range c.shards {
 		c.shards[i].init(c.policy, layout, perShard, slots, o.Loader == nil, int64(o.LoaderClass.lag))
 	}
@@ -180,6 +180,7 @@ func (c *Cache[K, V]) Get(key K) (value V, ok bool) {
 			break
 		}
 		c.stats.hits.add()
+		h.use()
 		if s.policy.samples(hash) {
 			s.touch(h, hash)
 		}
@@ -247,6 +248,7 @@ func (c *Cache[K, V]) servable(era uint64, e *facts) bool {
 // hit counts a hit on the key whose entry was copied from p, and tells the policy.
 func (c *Cache[K, V]) hit(p place, key K, hash uint64) {
 	c.stats.hits.add()
+	p.Head.use()
 	if c.policy.samples(hash) {
 		c.shard(hash).touch(p.Head, hash)
 	}
@@ -526,11 +528,11 @@ func (c *Cache[K, V]) Resize(maxCost int64) error {
 	if c.closed.Load() {
 		return ErrClosed
 	}
-	c.policy.resize(maxCost, len(c.shards))
+	c.policy.resize(maxCost)
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock() // no reservation that saw the old limit is under way after this
-		s.overflowLocked()
+		s.overflowLocked(c.moment())
 		s.mu.Unlock()
 	}
 	c.makeRoom(0, 0)
@@ -559,8 +561,7 @@ func (c *Cache[K, V]) makeRoom(cost int64, hash uint64) {
 			if !ok {
 				break
 			}
-			s.dropLocked(victim, s.table.Hash(victim), at)
-			c.stats.evictions.Add(1)
+			s.evictLocked(victim, s.table.Hash(victim), at)
 			empty = 0
 		}
 		s.mu.Unlock()
@@ -591,8 +592,7 @@ func (c *Cache[K, V]) left(t ticket) {
 	s.mu.Lock()
 	if p, ok := s.holderLocked(t); ok && p.Head.state() == offered {
 		p.Head.setState(gone) // there is nothing to withdraw
-		s.dropLocked(p, t.hash, c.moment())
-		c.stats.evictions.Add(1)
+		s.evictLocked(p, t.hash, c.moment())
 	}
 	s.mu.Unlock()
 }
@@ -637,23 +637,28 @@ func (c *Cache[K, V]) roundLocked(least int) {
 	if p.closed {
 		return
 	}
-	told := time.Duration(0)
+	var told time.Duration
+	var early, late int64
 	for i := range c.shards {
 		s := &c.shards[i]
 		if p.keys = s.touched.Take(p.keys[:0]); len(p.keys) > 0 {
+			early += s.early.Swap(0)
+			late += s.late.Swap(0)
 			began := time.Now()
 			p.count(p.keys...)
 			told += time.Since(began)
 		}
 		if int(s.waiting.Load()) >= least {
-			p.ops = s.takeOps(p.ops[:0])
+			p.ops = s.takeOps(p.ops[:0], c.moment())
 			p.apply(p.ops)
 		}
 	}
 	p.wait()
+	p.gauge()
 	now := time.Now()
 	p.resample(told, now.Sub(p.rounded))
 	p.rounded = now
+	p.adapt(early, late)
 }
 
 // sweep drops entries that are expired or of an old generation from the next

@@ -223,11 +223,9 @@ func (e *facts) expired(now int64) bool { return e.expiresAt != 0 && now >= e.ex
 
 // age returns how old e can be at most; negative if that is not known. The mark
 // must have been read before e. It vouches only for what was loaded or written
-// since this replica joined: a Put may be below what the log had before.
+// since this replica joined: a Put may be below what the log had before, so of one
+// that nothing else has proven no age is known.
 func (e *facts) age(fresh replica.Mark, now replica.Moment) time.Duration {
-	if e.provenAt == unproven {
-		return -1
-	}
 	return fresh.Age(e.provenAt, now)
 }
 

@@ -47,7 +47,7 @@ func offerAll[V any](t testing.TB, c *Cache[string, V]) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		s.overflowLocked()
+		s.overflowLocked(c.moment())
 		s.mu.Unlock()
 	}
 	settle(t, c)

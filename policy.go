@@ -19,7 +19,7 @@ import (
 // A new entry first goes through a window, a FIFO of each shard's own, and is
 // offered to Ristretto when it leaves it. So a value is readable the moment Put
 // returns, whatever Ristretto thinks of it later, and recency counts for
-// something: Ristretto alone has none.
+// something: Ristretto alone has none. See window.go.
 //
 // What Ristretto does that this file has to live with, and the rule for each
 // (policy_test.go shows every one of them):
@@ -60,6 +60,12 @@ type policy struct {
 
 	windowMax atomic.Int64 // per shard
 	mainMax   atomic.Int64 // Ristretto's part
+	mainFull  atomic.Bool  // as of the last round
+
+	evictions atomic.Uint64
+
+	shards  int
+	entries int64 // as many as are expected
 
 	batch int           // ops of one shard that are worth waking up for
 	pace  int           // calls between two waits for Ristretto, far below the 32,768 at which it refuses Sets
@@ -69,7 +75,8 @@ type policy struct {
 	// there are some, room may be about to be made.
 	unjudged atomic.Int64
 
-	resizing sync.Mutex // guards the three limits against two Resizes at once
+	resizing sync.Mutex // guards share, and the limits against two changes at once
+	share    float64    // of the window in MaxCost
 
 	// turn guards the calls of Ristretto, so that they come in the order in
 	// which the shards noted them and none beside Close, and everything below.
@@ -84,6 +91,8 @@ type policy struct {
 	spent    time.Duration // on telling Ristretto of accesses since the sample was last changed
 	busy     time.Duration // how long there were accesses in that time
 	rounded  time.Time     // when the last round ended
+	early    int64         // hits in the window since its size was last judged
+	late     int64         // other hits since then
 }
 
 // A ticket names the policy's record of one entry, or of successive entries of
@@ -125,8 +134,7 @@ type op struct {
 }
 
 const (
-	windowShare = 0.15 // of MaxCost; 10-20 % measured best
-	slackShare  = 0.02 // of MaxCost, for offers that Ristretto has not judged yet
+	slackShare = 0.02 // of MaxCost, for offers that Ristretto has not judged yet
 
 	// saturation is the number of hits of one entry that are told to the
 	// policy per epoch. More change the hit ratio by less than its noise.
@@ -138,7 +146,7 @@ const (
 	// Ristretto of hits while there are some, in thousandths. Ristretto's own
 	// goroutine takes about as much again. maxSampling leaves one key of so many,
 	// less one, in the sample.
-	samplingCost = 15
+	samplingCost = 30
 	maxSampling  = 1<<10 - 1
 
 	// The sample is changed when there were hits for so long. A pause between two
@@ -164,10 +172,10 @@ const (
 )
 
 func newPolicy(maxCost, entries int64, shards int, left func(ticket)) (*policy, error) {
-	p := &policy{wake: make(chan struct{}, 1)}
+	p := &policy{wake: make(chan struct{}, 1), shards: shards, entries: entries, share: firstShare}
 	p.batch = int(min(max(entries/int64(shards)/64, 1), 16))
 	p.pace = int(min(max(entries/64, 16), 1024))
-	p.setLimits(maxCost, shards)
+	p.setLimits(maxCost)
 	p.counters = sketchCounters(entries)
 	var err error
 	p.sketch, err = ristretto.NewCache(&ristretto.Config[uint64, ticket]{
@@ -183,18 +191,17 @@ func newPolicy(maxCost, entries int64, shards int, left func(ticket)) (*policy, 
 }
 
 // sketchCounters returns Ristretto's NumCounters for n entries. The sketch is
-// one row in effect, so it needs many more than the usual 10 per entry; 0.8 of
-// a power of two is where the memory, three bytes per counter of the power of
-// two, is used best.
+// one row in effect, so it needs more per entry than others do; fewer will do the
+// more entries there are, since what nobody asks for is not offered (window.go).
+// 0.8 of a power of two is where the memory, three bytes per counter of the power
+// of two, is used best.
 func sketchCounters(n int64) int64 {
-	perEntry := int64(10)
+	perEntry := int64(4)
 	switch {
-	case n <= 32<<10:
-		perEntry = 100
-	case n <= 256<<10:
-		perEntry = 40
-	case n <= 1<<20:
+	case n <= 64<<10:
 		perEntry = 16
+	case n <= 256<<10:
+		perEntry = 8
 	}
 	width := int64(1 << 14)
 	for width < maxCounters && width/perEntry < n {
@@ -212,23 +219,24 @@ func (p *policy) close() {
 }
 
 // setLimits divides maxCost into the windows, Ristretto's part, and slack.
-func (p *policy) setLimits(maxCost int64, shards int) {
-	window := max(int64(windowShare*float64(maxCost))/int64(shards), 1)
+func (p *policy) setLimits(maxCost int64) {
+	window := max(int64(p.share*float64(maxCost))/int64(p.shards), 1)
 	slack := int64(slackShare * float64(maxCost))
 	if maxCost >= 20 {
 		slack = max(slack, 1) // or nothing could ever be offered to Ristretto
 	}
 	p.limit.Store(maxCost)
 	p.windowMax.Store(window)
-	p.mainMax.Store(max(maxCost-window*int64(shards)-slack, 1))
+	p.mainMax.Store(max(maxCost-window*int64(p.shards)-slack, 1))
 }
 
 // resize is setLimits in use. Windows and reservations follow when each shard
 // has been locked once; Ristretto follows as it admits.
-func (p *policy) resize(maxCost int64, shards int) {
+func (p *policy) resize(maxCost int64) {
 	p.resizing.Lock()
 	defer p.resizing.Unlock()
-	p.setLimits(maxCost, shards)
+	p.setLimits(maxCost)
+	p.mainFull.Store(false)
 	p.sketch.UpdateMaxCost(p.mainMax.Load())
 }
 
@@ -259,6 +267,11 @@ func (p *policy) samples(hash uint64) bool {
 // touch tells the policy of a hit on an entry, or of a new value for its key,
 // unless the entry has had its share of the epoch.
 func (s *shard[K, V]) touch(h *head, hash uint64) {
+	if h.state() == inWindow {
+		s.early.Add(1)
+	} else {
+		s.late.Add(1)
+	}
 	epoch := s.policy.epoch.Load() << 8
 	warmth := h.warmth(epoch)
 	if warmth >= saturation {
@@ -266,20 +279,27 @@ func (s *shard[K, V]) touch(h *head, hash uint64) {
 	}
 	n := s.touched.Add(hash)
 	if n > 0 {
-		h.touches.Store(epoch | warmth + 1)
+		h.touches.Store(epoch | h.touches.Load()&used | warmth + 1)
 	}
 	if n == buffer.Size {
 		s.policy.kick()
 	}
 }
 
+// The parts of head.touches: how many touches there were, whether anybody asked for
+// the entry since it came (see window.go), and from bit 8 on the epoch of the touches.
+const (
+	touchCount = 0x7f
+	used       = 0x80
+)
+
 // warmth returns the touches that count in epoch: those of earlier ones by half.
 func (h *head) warmth(epoch uint32) uint32 {
 	t := h.touches.Load()
 	if t&^0xff != epoch {
-		return t & 0xff / 2
+		return t & touchCount / 2
 	}
-	return t & 0xff
+	return t & touchCount
 }
 
 // kick asks the policy goroutine for a round.
@@ -292,19 +312,20 @@ func (p *policy) kick() {
 
 // trackLocked gives the entry at p the record that the policy will know it by: the
 // one that the key has, unless the cost has changed much. Its room is reserved.
-func (s *shard[K, V]) trackLocked(p place, hash uint64, had bool, cost int64) {
+func (s *shard[K, V]) trackLocked(p place, hash uint64, had bool, cost int64, at moment) {
 	h := p.Head
 	s.cost += cost - h.cost
 	if !had {
-		s.admitLocked(p, hash, cost)
+		s.admitLocked(p, hash, cost, at)
 		return
 	}
+	h.use()
 	switch change := float32(cost) - h.told; {
 	case h.state() == inWindow:
 		s.windowCost += cost - h.cost
 	case change > h.told/8 || -change > h.told/4:
 		s.withdrawLocked(h, hash)
-		s.admitLocked(p, hash, cost)
+		s.admitLocked(p, hash, cost, at)
 		return
 	}
 	h.cost = cost
@@ -314,7 +335,7 @@ func (s *shard[K, V]) trackLocked(p place, hash uint64, had bool, cost int64) {
 }
 
 // admitLocked puts the entry at p into the window under a record of its own.
-func (s *shard[K, V]) admitLocked(p place, hash uint64, cost int64) {
+func (s *shard[K, V]) admitLocked(p place, hash uint64, cost int64, at moment) {
 	h := p.Head
 	if s.records++; s.records == 0 {
 		s.records = 1 // after four billion
@@ -329,7 +350,7 @@ func (s *shard[K, V]) admitLocked(p place, hash uint64, cost int64) {
 	s.window = append(s.window, ticket{hash, h.record})
 	s.windowLive++
 	s.windowCost += cost
-	s.overflowLocked()
+	s.overflowLocked(at)
 }
 
 // holderLocked returns the entry whose record t names.
@@ -343,32 +364,10 @@ func (h *head) call(hash uint64, withdraw bool) op {
 	return op{t, t.policyKey(h.kind.Load()&kindAlias != 0), h.cost, withdraw}
 }
 
-// overflowLocked offers the oldest records of the window until it is within its
-// share. The newest stays: it has only just come.
-func (s *shard[K, V]) overflowLocked() {
-	for s.windowCost > s.policy.windowMax.Load() && s.head < len(s.window)-1 && len(s.ops) < backlog {
-		t := s.window[s.head]
-		s.head++
-		p, ok := s.holderLocked(t)
-		if !ok || p.Head.state() != inWindow {
-			continue
-		}
-		s.windowLive--
-		s.windowCost -= p.Head.cost
-		p.Head.setState(queued)
-		p.Head.told = float32(p.Head.cost)
-		s.policy.unjudged.Add(1)
-		s.pushLocked(p.Head.call(t.hash, false))
-	}
-	if dead := len(s.window) - s.windowLive; dead > 64 && dead > s.windowLive {
-		live := s.window[:0]
-		for _, t := range s.window[s.head:] {
-			if p, ok := s.holderLocked(t); ok && p.Head.state() == inWindow {
-				live = append(live, t)
-			}
-		}
-		s.window, s.head = live, 0
-	}
+// evictLocked drops the entry at p to make room.
+func (s *shard[K, V]) evictLocked(p place, hash uint64, at moment) {
+	s.dropLocked(p, hash, at)
+	s.policy.evictions.Add(1)
 }
 
 func (s *shard[K, V]) pushLocked(o op) {
@@ -401,7 +400,7 @@ func (s *shard[K, V]) withdrawLocked(h *head, hash uint64) {
 }
 
 // takeOps moves the shard's ops to buf. From here on its offers are Ristretto's.
-func (s *shard[K, V]) takeOps(buf []op) []op {
+func (s *shard[K, V]) takeOps(buf []op, at moment) []op {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.ops {
@@ -416,7 +415,7 @@ func (s *shard[K, V]) takeOps(buf []op) []op {
 	}
 	s.ops = s.ops[:0]
 	s.waiting.Store(0)
-	s.overflowLocked() // what the backlog has held up
+	s.overflowLocked(at) // what the backlog has held up
 	return buf
 }
 
@@ -440,16 +439,6 @@ func (s *shard[K, V]) victimLocked(cost int64) (p place, ok bool) {
 		return oldest, ok
 	}
 	return coldest, true
-}
-
-// oldestLocked returns the window's oldest entry.
-func (s *shard[K, V]) oldestLocked() (p place, ok bool) {
-	for ; s.head < len(s.window); s.head++ {
-		if p, ok = s.holderLocked(s.window[s.head]); ok && p.Head.state() == inWindow {
-			return p, true
-		}
-	}
-	return place{}, false
 }
 
 // coldestLocked returns the least touched of five entries that are not in the
@@ -486,6 +475,14 @@ func (p *policy) apply(ops []op) {
 		if p.calls++; p.calls >= p.pace {
 			p.wait()
 		}
+	}
+}
+
+// gauge notes whether Ristretto's part is full, or nearly. The caller has the turn.
+func (p *policy) gauge() {
+	full := p.sketch.RemainingCost() <= p.mainMax.Load()/64
+	if full != p.mainFull.Load() {
+		p.mainFull.Store(full)
 	}
 }
 

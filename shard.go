@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/tidemark-go/tidemark/internal/buffer"
+	"github.com/tidemark-go/tidemark/internal/ghost"
 	"github.com/tidemark-go/tidemark/internal/table"
 )
 
@@ -13,6 +14,7 @@ import (
 //
 //	0  Cache.adopting                    while an epoch of the source begins
 //	1  policy.turn                       for the calls of Ristretto
+//	   policy.resizing                   for the limits; also within the turn
 //	2  shard.mu                          one shard
 //	3  gate.mu, member.mu, outbox.mu     each for a few instructions
 //
@@ -41,6 +43,8 @@ type shard[K comparable, V any] struct {
 	_      [64]byte                // keeps readers off the lines that others write
 
 	touched buffer.Lossy // hashes of keys that were hit recently; has its own lock
+	early   atomic.Int64 // hits of the sample on entries in the window
+	late    atomic.Int64 // and on others
 	waiting atomic.Int32 // length of ops, for a look without mu
 
 	mu      sync.Mutex // guards everything below
@@ -55,8 +59,9 @@ type shard[K comparable, V any] struct {
 	windowLive int // records of window in state window
 	windowCost int64
 	cost       int64
-	records    uint32 // number of the newest record
-	ops        []op   // for the policy goroutine, in the order of table changes
+	ghosts     ghost.Set // of what left the window unused
+	records    uint32    // number of the newest record
+	ops        []op      // for the policy goroutine, in the order of table changes
 
 	// live counts the entries of generation gen, for Len.
 	live int
@@ -150,6 +155,7 @@ func generation(era uint64) uint32 { return uint32(era >> 32) }
 func (s *shard[K, V]) init(p *policy, l *table.Layout[K, V, head], perShard float64, slots int, trusting bool, lag int64) {
 	s.policy = p
 	s.table.Init(l, int(perShard))
+	s.ghosts = ghost.New(int(perShard * ghostsPerEntry))
 	s.pending = map[K]*pending[K, V]{}
 	s.tide = newTide(slots, trusting)
 	s.delayed = newDelayedTide(slots, lag)
@@ -369,7 +375,7 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 	} else {
 		s.table.Publish(p, n.Hash)
 	}
-	s.trackLocked(p, n.Hash, had, cost)
+	s.trackLocked(p, n.Hash, had, cost, at)
 	if had && n.E.mark().before(old.mark()) {
 		// Only an absence without a version, or the first state of a new
 		// generation, can be below what it replaces.

@@ -72,7 +72,7 @@ func (c *Cache[K, V]) Stats() Stats {
 		Confirmed: t.confirmed.Load(), Refreshes: t.refreshes.Load(), Refused: t.refused.Load(),
 		Applied: t.puts[Applied].Load(), Duplicate: t.puts[Duplicate].Load(), Stale: t.puts[Stale].Load(),
 		Unproven: t.puts[Unproven].Load(), TooLarge: t.tooLarge.Load(),
-		Evictions: t.evictions.Load(), Conflicts: t.conflicts.Load(), Uncertain: t.uncertain.Load(),
+		Evictions: c.policy.evictions.Load(), Conflicts: t.conflicts.Load(), Uncertain: t.uncertain.Load(),
 		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
@@ -140,9 +140,8 @@ type stats struct {
 
 	loads, loadErrors, joined, confirmed, refreshes, refused atomic.Uint64
 
-	puts      [Closed + 1]atomic.Uint64
-	tooLarge  atomic.Uint64
-	evictions atomic.Uint64
+	puts     [Closed + 1]atomic.Uint64
+	tooLarge atomic.Uint64
 
 	conflicts, uncertain, suspicions, panics atomic.Uint64
 }

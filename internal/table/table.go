@@ -89,8 +89,8 @@ func (r *Ref[H]) Valid() bool { return atomic.LoadUint64(r.seq) == r.saw }
 // Same reports whether both are the same cell.
 func (r Ref[H]) Same(other Ref[H]) bool { return r.seq == other.seq }
 
-// Init makes the zero Table an empty one. It grows by doubling, but not beyond
-// room for so many keys as are expected at most, unless there are more.
+// Init makes the zero Table an empty one. It grows by doubling until it has room for
+// so many keys as are expected at most, and then by a quarter.
 func (t *Table[K, V, H]) Init(l *Layout[K, V, H], most int) {
 	t.Layout, t.most = l, most
 	t.current.Store(t.newBlock(1))
@@ -312,9 +312,9 @@ func (t *Table[K, V, H]) End(r Ref[H]) { atomic.StoreUint64(r.seq, r.saw+next) }
 func (t *Table[K, V, H]) Insert(hash uint64, key K) Ref[H] {
 	b := t.current.Load()
 	if t.live >= room(b.groups) {
-		n := 2 * t.live
+		n := t.live + t.live/4 // more than expected: not many more, as a rule
 		if t.live < t.most {
-			n = min(n, t.most)
+			n = min(2*t.live, t.most)
 		}
 		t.rebuild(n)
 		b = t.current.Load()
