@@ -638,12 +638,11 @@ func (c *Cache[K, V]) roundLocked(least int) {
 		return
 	}
 	var told time.Duration
-	var early, late int64
+	var heard hits
 	for i := range c.shards {
 		s := &c.shards[i]
+		heard.add(s.heard.take())
 		if p.keys = s.touched.Take(p.keys[:0]); len(p.keys) > 0 {
-			early += s.early.Swap(0)
-			late += s.late.Swap(0)
 			began := time.Now()
 			p.count(p.keys...)
 			told += time.Since(began)
@@ -658,7 +657,7 @@ func (c *Cache[K, V]) roundLocked(least int) {
 	now := time.Now()
 	p.resample(told, now.Sub(p.rounded))
 	p.rounded = now
-	p.adapt(early, late)
+	p.adapt(heard)
 }
 
 // sweep drops entries that are expired or of an old generation from the next

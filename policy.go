@@ -91,8 +91,7 @@ type policy struct {
 	spent    time.Duration // on telling Ristretto of accesses since the sample was last changed
 	busy     time.Duration // how long there were accesses in that time
 	rounded  time.Time     // when the last round ended
-	early    int64         // hits in the window since its size was last judged
-	late     int64         // other hits since then
+	heard    hits          // since the size of the window was last judged
 }
 
 // A ticket names the policy's record of one entry, or of successive entries of
@@ -268,9 +267,9 @@ func (p *policy) samples(hash uint64) bool {
 // unless the entry has had its share of the epoch.
 func (s *shard[K, V]) touch(h *head, hash uint64) {
 	if h.state() == inWindow {
-		s.early.Add(1)
+		s.heard.early.Add(1)
 	} else {
-		s.late.Add(1)
+		s.heard.late.Add(1)
 	}
 	epoch := s.policy.epoch.Load() << 8
 	warmth := h.warmth(epoch)

@@ -43,8 +43,7 @@ type shard[K comparable, V any] struct {
 	_      [64]byte                // keeps readers off the lines that others write
 
 	touched buffer.Lossy // hashes of keys that were hit recently; has its own lock
-	early   atomic.Int64 // hits of the sample on entries in the window
-	late    atomic.Int64 // and on others
+	heard   heard
 	waiting atomic.Int32 // length of ops, for a look without mu
 
 	mu      sync.Mutex // guards everything below

@@ -128,77 +128,81 @@ func TestWindow_FollowsWhereTheHitsAre(t *testing.T) {
 	window, main := shares(p)
 	assert.InDelta(t, firstShare*entries, window, 4)
 
-	p.adapt(mostHits, 0)
+	p.adapt(hits{early: mostHits, late: 0})
 	same, _ := shares(p)
 	assert.Equal(t, window, same, "there is room for all that comes")
 	p.mainFull.Store(true)
-	p.adapt(mostHits-1, 0)
+	p.adapt(hits{early: mostHits - 1, late: 0})
 	same, _ = shares(p)
 	assert.Equal(t, window, same, "too few hits to judge by")
 
-	p.adapt(1, 0)
+	p.adapt(hits{early: 1, late: 0})
 	grown, smaller := shares(p)
 	assert.InDelta(t, window+shareStep*entries, grown, 4, "all hits are in it")
 	assert.InDelta(t, main-shareStep*entries, smaller, 4)
 	assert.Equal(t, smaller, p.sketch.MaxCost())
 	for range 100 {
-		p.adapt(mostHits, 0)
+		p.adapt(hits{early: mostHits, late: 0})
 	}
 	grown, smaller = shares(p)
 	assert.InDelta(t, mostShare*entries, grown, 4, "not beyond that")
 
-	p.adapt(mostHits/4, mostHits*3/4)
+	p.adapt(hits{early: mostHits / 4, late: mostHits * 3 / 4})
 	same, _ = shares(p)
 	assert.Less(t, same, grown, "a third of the hits of as large a part")
-	p.adapt(mostHits*2/5, mostHits*3/5)
+	p.adapt(hits{early: mostHits * 2 / 5, late: mostHits * 3 / 5})
 	same, _ = shares(p)
 	assert.Equal(t, grown, same, "two thirds")
 	for range 100 {
-		p.adapt(0, mostHits)
+		p.adapt(hits{early: 0, late: mostHits})
 	}
 	least, most := shares(p)
 	assert.InDelta(t, leastShare*entries, least, 4, "something is left")
 	assert.Equal(t, grown+smaller, least+most, "what one has lost the other has won")
 
+	p.adapt(hits{back: mostHits})
+	grown, _ = shares(p)
+	assert.Greater(t, grown, least, "no hit, and ghosts that come back")
+
+	p.adapt(hits{early: 0, late: mostHits})
 	p.resize(2 * entries)
 	least, _ = shares(p)
 	assert.InDelta(t, 2*leastShare*entries, least, 4, "a Resize keeps the share")
 }
 
-// Keys that are asked for twice in short order make the window grow; keys that are
-// asked for all the time make it shrink.
+// shareOf returns the share of the windows in MaxCost.
+func shareOf(p *policy) float64 {
+	p.resizing.Lock()
+	defer p.resizing.Unlock()
+	return p.share
+}
+
+// Keys that are asked for all the time make the window shrink as far as it can. Keys
+// that are asked for twice, with more others in between than are left in it, make it
+// grow again, although none of them is hit at first.
 func TestWindow_FollowsTheTraffic(t *testing.T) {
+	c := newCache(t, Options[string, int]{MaxCost: 1000, Shards: 1})
 	version := versions()
-	access := func(c *Cache[string, int], key string) {
-		if _, ok := c.Get(key); !ok {
-			c.Put(key, 0, version())
+	until := func(key func(i int) int, reached func(share float64) bool) (hits, accesses int) {
+		end := time.Now().Add(20 * time.Second)
+		for ; !reached(shareOf(c.policy)); accesses++ {
+			k := fmt.Sprint(key(accesses))
+			if _, ok := c.Get(k); ok {
+				hits++
+			} else {
+				c.Put(k, 0, version())
+			}
+			if accesses%64 == 0 {
+				require.True(t, time.Now().Before(end), "share %.2f after %d accesses, %d hits", shareOf(c.policy), accesses, hits)
+			}
 		}
+		return hits, accesses
 	}
-	for name, tt := range map[string]struct {
-		key  func(i int) int
-		done func(share float64) bool
-	}{
-		"new keys": {func(i int) int { return i/2 - i%2*20 }, func(share float64) bool { return share > firstShare }},
-		"same keys": {func(i int) int {
-			if i%5 == 0 {
-				return 1000 + i // one that is new
-			}
-			return i * 7 % 400
-		}, func(share float64) bool { return share < firstShare }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := newCache(t, Options[string, int]{MaxCost: 1000, Shards: 1})
-			share := func() float64 {
-				c.policy.resizing.Lock()
-				defer c.policy.resizing.Unlock()
-				return c.policy.share
-			}
-			for i, end := 0, time.Now().Add(20*time.Second); !tt.done(share()); i++ {
-				access(c, fmt.Sprint(tt.key(i)))
-				if i%64 == 0 && !assert.True(t, time.Now().Before(end), "share %.2f", share()) {
-					return
-				}
-			}
-		})
-	}
+	until(func(i int) int {
+		if i%5 == 0 {
+			return 1000 + i // one that is new
+		}
+		return i * 7 % 400
+	}, func(share float64) bool { return share <= leastShare })
+	until(func(i int) int { return 1<<40 + i/2 - i%2*100 }, func(share float64) bool { return share > firstShare })
 }
