@@ -3,7 +3,9 @@ package tidemark
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -414,6 +416,48 @@ func BenchmarkInvalidateAll(b *testing.B) {
 		}
 		b.ReportMetric(float64(calls)/float64(b.N), "call-ns")
 	})
+}
+
+// BenchmarkRecording compares Gets with and without telling Ristretto of them, in
+// turns on one processor, so that what Ristretto does with it counts too.
+func BenchmarkRecording(b *testing.B) {
+	for _, n := range []int{benchKeys, 100 * benchKeys} {
+		b.Run(fmt.Sprintf("n=%d", n), func(b *testing.B) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+			c, err := New(Options[string, payload]{MaxCost: int64(n) * 9 / 8})
+			require.NoError(b, err)
+			defer func() { require.NoError(b, c.Close(context.Background())) }()
+			for _, k := range benchStrings(0, n) {
+				c.Put(k, payload{1}, 1)
+			}
+			lookup := benchStrings(0, n)
+			rand.Shuffle(n, func(i, j int) { lookup[i], lookup[j] = lookup[j], lookup[i] })
+			at := 0
+			turn := func() time.Duration {
+				began := time.Now()
+				for range 200_000 {
+					c.Get(lookup[at])
+					if at++; at == n {
+						at = 0
+					}
+				}
+				return time.Since(began)
+			}
+			var ratios []float64
+			for b.Loop() {
+				on := turn()
+				c.policy.turn.Lock() // no round resamples
+				sample := c.policy.sample.Swap(math.MaxUint64)
+				off := turn()
+				c.policy.sample.Store(sample)
+				c.policy.turn.Unlock()
+				ratios = append(ratios, float64(on)/float64(off))
+			}
+			slices.Sort(ratios)
+			b.ReportMetric(ratios[len(ratios)/2], "on/off")
+			b.ReportMetric(0, "ns/op") // of a pair of turns: says nothing
+		})
+	}
 }
 
 func BenchmarkGetParallel(b *testing.B) {

@@ -171,7 +171,7 @@ func (r *runner) switchOff(i int) (output string, err error) {
 		}
 	}
 	run := func(number int) (string, error) {
-		cmd := exec.Command(b.path, "-test.timeout=120s", "-test.run", g.test)
+		cmd := exec.Command(b.path, "-test.timeout=60s", "-test.run", g.test)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", switchVar, number))
 		out, err := cmd.CombinedOutput()

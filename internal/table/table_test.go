@@ -323,6 +323,31 @@ func TestTable_AFloodLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+// A table that has as many keys as are expected at most takes little more than their
+// cells; one that is still growing, at most twice as much.
+func TestTable_TakesLittleMoreThanItsCells(t *testing.T) {
+	const most = 5000
+	mix := func(k uint64) uint64 { return xxhash.Sum64String(fmt.Sprint(k)) }
+	s := newTable[uint64, [4]uint64](mix, most)
+	cell := uint64(s.stride)
+	size := func() uint64 {
+		b := s.current.Load()
+		return uint64(8*len(b.words) + 4*len(b.passed))
+	}
+	for key := range uint64(most) {
+		put(s, mix(key), key, [4]uint64{}, 1)
+		if n := key + 1; n > 100 {
+			require.LessOrEqual(t, size(), n*cell*5/2, "%d keys", n)
+		}
+	}
+	t.Logf("%d cells of %d bytes: %.2f times that", most, cell, float64(size())/float64(most*cell))
+	assert.Less(t, size(), most*cell*12/10)
+	for key := uint64(most); key < 2*most; key++ {
+		put(s, mix(key), key, [4]uint64{}, 1)
+		require.Less(t, size(), (key+1)*cell*3/2, "more than expected: %d", key+1)
+	}
+}
+
 func TestTable_PutOfAPresentKeyAllocatesNothing(t *testing.T) {
 	tab := newTable[string, [4]uint64](xxhash.Sum64String, 50)
 	n := uint64(0)
