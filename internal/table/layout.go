@@ -209,6 +209,15 @@ func (l *Layout[K, V, H]) hasKey(c unsafe.Pointer, key *K) bool {
 	return false
 }
 
+// hasBoxed reports whether the key, which has this hash, is in the box of cell c,
+// which is number i.
+func (l *Layout[K, V, H]) hasBoxed(b *block[K], c unsafe.Pointer, i, hash uint64, key *K) bool {
+	if l.load(c, word) != hash || l.keyKind == integer || l.keyKind == text && l.load(c, 3*word) != boxMark {
+		return false
+	}
+	return b.boxHas(i, key)
+}
+
 // textOf is the reverse of textWords. The words may be those of a cell that is
 // changing, and then mean nothing.
 func (l *Layout[K, V, H]) textOf(c unsafe.Pointer, buf *[3 * word]byte) []byte {
@@ -235,18 +244,14 @@ func (l *Layout[K, V, H]) sameKey(b *block[K], i uint64, k *words, key *K) bool 
 	if !k.boxed {
 		return true
 	}
-	have := (*b.boxes.Load())[i].Load()
-	return have != nil && *have == *key
+	return b.boxHas(i, key)
 }
 
-// setKey writes a key into cell i, which is not readable.
+// setKey writes a key into cell i, which is not readable. Who was already looking at
+// the cell may see words of it that are new, so the box comes before the words that
+// lead there.
 func (l *Layout[K, V, H]) setKey(b *block[K], i uint64, key *K, hash uint64) {
 	k, c := l.wordsOf(key, hash), b.cell(i)
-	l.store(c, word, k.w[0])
-	if l.keyKind == text {
-		l.store(c, 2*word, k.w[1])
-		l.store(c, 3*word, k.w[2])
-	}
 	if k.boxed {
 		boxes := b.boxes.Load()
 		if boxes == nil {
@@ -254,6 +259,11 @@ func (l *Layout[K, V, H]) setKey(b *block[K], i uint64, key *K, hash uint64) {
 		}
 		kept := *key
 		(*boxes)[i].Store(&kept)
+	}
+	l.store(c, word, k.w[0])
+	if l.keyKind == text {
+		l.store(c, 2*word, k.w[1])
+		l.store(c, 3*word, k.w[2])
 	}
 }
 
@@ -269,11 +279,7 @@ func (l *Layout[K, V, H]) keyAt(b *block[K], i uint64) (key K, ok bool) {
 		*(*string)(p) = string(l.textOf(c, &buf))
 		return key, true
 	}
-	boxes := b.boxes.Load()
-	if boxes == nil {
-		return key, false
-	}
-	if kept := (*boxes)[i].Load(); kept != nil {
+	if kept := b.box(i); kept != nil {
 		return *kept, true
 	}
 	return key, false

@@ -125,6 +125,21 @@ func (b *block[K]) makeBoxes() *[]atomic.Pointer[K] {
 	return &boxes
 }
 
+// box returns the key in box i, or nil.
+func (b *block[K]) box(i uint64) *K {
+	boxes := b.boxes.Load()
+	if boxes == nil {
+		return nil
+	}
+	return (*boxes)[i].Load()
+}
+
+// boxHas reports whether this key is in box i.
+func (b *block[K]) boxHas(i uint64, key *K) bool {
+	have := b.box(i)
+	return have != nil && *have == *key
+}
+
 // prime returns the least prime from n on: with that many groups every distance
 // between probes visits all of them.
 func prime(n uint64) uint64 {
@@ -212,11 +227,17 @@ func (t *Table[K, V, H]) Load(hash uint64, key K, v *V) (r Ref[H], ok bool) {
 			case n >= word && n < 2*word:
 				differs |= t.load(c, word) ^ t.le64(p, 0) | t.load(c, 2*word) ^ t.le64(p, n-word)>>(8*(2*word-n)) |
 					t.load(c, 3*word) ^ uint64(n)<<56
+			case n > inlineText:
+				if !t.hasBoxed(b, c, i, hash, &key) {
+					differs = 1
+				}
 			case !t.hasKey(c, &key):
 				differs = 1
 			}
-		default:
-			differs = 1
+		case boxed:
+			if !t.hasBoxed(b, c, i, hash, &key) {
+				differs = 1
+			}
 		}
 		if differs == 0 {
 			if size := unsafe.Sizeof(*v); t.valueKind == inside && size == 4*word && unsafe.Alignof(*v) == word {
@@ -241,7 +262,7 @@ func (t *Table[K, V, H]) Find(hash uint64, key K) (r Ref[H], ok bool) {
 	if m := b.matches(atomic.LoadUint64(b.control(g)), b.tag(hash)); m != 0 {
 		i := g*slots + b.first(m)
 		c := b.cell(i)
-		if seq := t.load(c, 0); seq&(writing|dead) == 0 && t.hasKey(c, &key) {
+		if seq := t.load(c, 0); seq&(writing|dead) == 0 && (t.hasKey(c, &key) || t.hasBoxed(b, c, i, hash, &key)) {
 			return t.at(b, i, seq), true
 		}
 	}

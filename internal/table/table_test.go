@@ -323,6 +323,24 @@ func TestTable_AFloodLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+// Who looks at a cell while its key is replaced may see words of a long key that came
+// in between, and the block's first one: there may be no box yet where they lead.
+func TestTable_ABoxThatIsNotThere(t *testing.T) {
+	long := strings.Repeat("long", 20)
+	hash := xxhash.Sum64String(long)
+	tab := newTable[string, int](func(string) uint64 { return hash }, 10)
+	put(tab, hash, "short", 1, 1)
+	b := tab.current.Load()
+	for i := range b.groups * slots {
+		tab.store(b.cell(i), word, hash)
+		tab.store(b.cell(i), 3*word, boxMark)
+	}
+	_, ok := tab.Find(hash, long)
+	assert.False(t, ok)
+	_, _, ok = get(tab, hash, long)
+	assert.False(t, ok)
+}
+
 // A table that has as many keys as are expected at most takes little more than their
 // cells; one that is still growing, at most twice as much.
 func TestTable_TakesLittleMoreThanItsCells(t *testing.T) {
