@@ -15,6 +15,7 @@ SEEDS    ?= 100000
 BENCH    ?= .
 COUNT    ?= 10
 RESULTS  ?=
+ROUNDS   ?= 0
 # COUNTS names a file that gets the numbers of passed, failed and skipped tests.
 COUNTS   ?=
 
@@ -47,8 +48,8 @@ race: ## the root module with the race detector on 1, 2 and 4 CPUs
 # hit ratios are measured on generated ones only.
 TRACES ?= ../shared/traces
 
-bench: ## compare with other caches: writes docs/benchmarks.md, in about an hour (RESULTS=file of an earlier run: seconds)
-	@$(if $(RESULTS),,go run -C bench . -out results.txt -traces '$(abspath $(TRACES))')
+bench: ## compare with other caches: writes docs/benchmarks.md, in about an hour (ROUNDS=5: half of it; RESULTS=file of an earlier run: seconds)
+	@$(if $(RESULTS),,go run -C bench . -out results.txt -traces '$(abspath $(TRACES))' -rounds $(ROUNDS))
 	@go run -C bench . -report '$(if $(RESULTS),$(abspath $(RESULTS)),results.txt)' -docs '$(abspath docs)'
 
 microbench: ## benchmarks of the root module for benchstat (BENCH=regexp COUNT=10)

@@ -139,10 +139,14 @@ behind RWMutexes. A bare map keeps everything: it does not evict, expire or comp
 			rows = append(rows, []string{path, s.value})
 		}
 	}
+	command := "make bench"
+	if n := d.get("rounds"); n != strconv.Itoa(fullPlan.rounds) {
+		command += " ROUNDS=" + n
+	}
 	rows = append(rows,
 		[]string{"measured", fmt.Sprintf("%s to %s UTC", d.get("began"), d.get("ended"))},
 		[]string{"load average", fmt.Sprintf("%s before, %s after", d.get("load-before"), d.get("load-after"))},
-		[]string{"command", "`make bench`"})
+		[]string{"command", "`" + command + "`"})
 	d.table([]string{"", ""}, rows)
 	for _, s := range d.results.head {
 		if s.key == "failed" {
