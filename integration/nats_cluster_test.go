@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,15 +55,8 @@ func newTrio(t testing.TB) *trio {
 	t.Helper()
 	c := &trio{t: t}
 	for i := range c.servers {
-		for _, to := range []func(*net.TCPAddr){
-			func(a *net.TCPAddr) { c.ports[i] = a.Port },
-			func(a *net.TCPAddr) { c.members[i] = a.String() },
-		} {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			require.NoError(t, err)
-			to(l.Addr().(*net.TCPAddr))
-			require.NoError(t, l.Close())
-		}
+		c.ports[i] = freePort(t)
+		c.members[i] = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
 		c.folders[i] = streaming(t)
 	}
 	for i := range c.servers {

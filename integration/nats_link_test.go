@@ -3,7 +3,9 @@ package integration
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,18 +26,40 @@ const (
 	patience  = 20 * time.Second
 )
 
+var givenPorts sync.Map // by freePort
+
+// freePort returns a port of the loopback interface on which nobody listens, which
+// the system gives to no outgoing connection, and which it has not returned before:
+// a server can be started there later, and once more after it was stopped.
+func freePort(t testing.TB) int {
+	t.Helper()
+	for range 1000 {
+		port := 10_000 + rand.IntN(20_000)
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			require.NoError(t, l.Close())
+			return port
+		}
+	}
+	require.Fail(t, "no port is free")
+	return 0
+}
+
 // natsServer starts a server on loopback. change, if not nil, changes its
 // options first.
 func natsServer(t testing.TB, change func(*server.Options)) *server.Server {
 	t.Helper()
-	o := &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true}
+	o := &server.Options{Host: "127.0.0.1", Port: freePort(t), NoLog: true, NoSigs: true}
 	if change != nil {
 		change(o)
 	}
 	s, err := server.NewServer(o)
 	require.NoError(t, err)
 	s.Start()
-	require.True(t, s.ReadyForConnections(patience), "the server does not start")
+	require.True(t, s.ReadyForConnections(patience), "the server does not start: it runs %t, for clients at %v, for servers at %v, streams %t",
+		s.Running(), s.Addr(), s.ClusterAddr(), s.JetStreamEnabled())
 	t.Cleanup(func() {
 		s.Shutdown()
 		s.WaitForShutdown()

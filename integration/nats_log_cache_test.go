@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -287,10 +286,10 @@ func TestP1_S48_PurgedUnderCaches(t *testing.T) {
 func TestS55_LogThatLosesItsEnd(t *testing.T) {
 	t.Parallel()
 	folder, copied := t.TempDir(), t.TempDir()
-	port := 0
+	port := freePort(t)
 	start := func() *server.Server {
 		return natsServer(t, func(o *server.Options) {
-			o.JetStream, o.StoreDir, o.Port = true, folder, max(port, server.RANDOM_PORT)
+			o.JetStream, o.StoreDir, o.Port = true, folder, port
 			o.JetStreamMaxMemory, o.JetStreamMaxStore = 64<<20, 256<<20
 		})
 	}
@@ -299,7 +298,6 @@ func TestS55_LogThatLosesItsEnd(t *testing.T) {
 		s.WaitForShutdown()
 	}
 	s := start()
-	port = s.Addr().(*net.TCPAddr).Port
 	c := newCable(t, s)
 	l := newLedger()
 	near := newReplica(t, l, logged(dial(t, s.ClientURL(), quiet)))
