@@ -48,7 +48,7 @@ race: ## the root module with the race detector on 1, 2 and 4 CPUs
 # hit ratios are measured on generated ones only.
 TRACES ?= ../shared/traces
 
-bench: ## compare with other caches: writes docs/benchmarks.md, in about an hour (ROUNDS=5: half of it; RESULTS=file of an earlier run: seconds)
+bench: ## compare with other caches: writes docs/benchmarks.md, in about an hour (ROUNDS=n: so many in place of 11; RESULTS=file of an earlier run: seconds)
 	@$(if $(RESULTS),,go run -C bench . -out results.txt -traces '$(abspath $(TRACES))' -rounds $(ROUNDS))
 	@go run -C bench . -report '$(if $(RESULTS),$(abspath $(RESULTS)),results.txt)' -docs '$(abspath docs)'
 

@@ -142,9 +142,9 @@ type head struct {
 	provenAt  atomic.Int64
 	kind      atomic.Uint32 // see below
 
-	// touches holds the reads told to the policy, and whether there were any since the
-	// entry came, see touchCount. Readers write it without a lock; a lost update only makes the entry look colder,
-	// and one that comes late another entry warmer.
+	// touches holds the reads told to the policy, and whether there were any since
+	// the entry came, see touchCount. Readers write it without a lock; a lost update
+	// only makes the entry look colder, and one that comes late another entry warmer.
 	touches atomic.Uint32
 
 	// refreshAt is when the next hit starts a load behind it, in nanoseconds

@@ -143,10 +143,14 @@ behind RWMutexes. A bare map keeps everything: it does not evict, expire or comp
 	if n := d.get("rounds"); n != strconv.Itoa(fullPlan.rounds) {
 		command += " ROUNDS=" + n
 	}
+	command = "`" + command + "`"
+	if only := d.get("only"); only != "" { // a | would end the cell of the table
+		command += ", with `-only '" + strings.ReplaceAll(only, "|", `\|`) + "'`"
+	}
 	rows = append(rows,
 		[]string{"measured", fmt.Sprintf("%s to %s UTC", d.get("began"), d.get("ended"))},
 		[]string{"load average", fmt.Sprintf("%s before, %s after", d.get("load-before"), d.get("load-after"))},
-		[]string{"command", "`" + command + "`"})
+		[]string{"command", command})
 	d.table([]string{"", ""}, rows)
 	for _, s := range d.results.head {
 		if s.key == "failed" {

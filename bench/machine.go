@@ -28,6 +28,7 @@ func (s *session) describe(quick bool) {
 	s.set("sizes", strings.Trim(fmt.Sprint(s.sizes), "[]"))
 	s.set("hit-keys", thousands(s.hitKeys))
 	s.set("rounds", strconv.Itoa(s.rounds))
+	s.set("only", s.only.String())
 	s.set("began", time.Now().UTC().Format("2006-01-02 15:04"))
 	s.set("load-before", load())
 }

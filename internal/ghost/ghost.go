@@ -5,9 +5,9 @@ package ghost
 import "math/bits"
 
 // A Set remembers hashes. Each has one place, which it takes from whatever was
-// there: an old one is forgotten sooner or later, and of those noted since the set
-// had room for as many more, two thirds are known. One hash in 65,536 is taken
-// for another. It is not safe for concurrent use; use New.
+// there, so that an old one is forgotten sooner or later: of the last ones, as many
+// as the set has room for, it knows 63 %. One hash in 65,536 is taken for another.
+// It is not safe for concurrent use; use New.
 type Set struct {
 	marks []uint16 // 0 where there is nothing
 }

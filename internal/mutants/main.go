@@ -147,8 +147,10 @@ func (r *runner) remove(i int) (output string, err error) {
 	g := &r.guards[i]
 	if r.woven[g.name] {
 		output, err = r.switchOff(i)
-		if err == nil || errors.Is(err, errNotWoven) {
+		if err == nil {
 			r.switched++
+		}
+		if err == nil || errors.Is(err, errNotWoven) {
 			return output, err
 		}
 		fmt.Printf("      %s, by a switch: %v; on its own:\n", g.name, err)

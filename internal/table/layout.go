@@ -248,8 +248,8 @@ func (l *Layout[K, V, H]) sameKey(b *block[K], i uint64, k *words, key *K) bool 
 }
 
 // setKey writes a key into cell i, which is not readable. Who was already looking at
-// the cell may see words of it that are new, so the box comes before the words that
-// lead there.
+// the cell may see words of it that are new: boxHas knows that where they lead there
+// may be no box, or another key's.
 func (l *Layout[K, V, H]) setKey(b *block[K], i uint64, key *K, hash uint64) {
 	k, c := l.wordsOf(key, hash), b.cell(i)
 	if k.boxed {
