@@ -14,7 +14,7 @@ import (
 //
 // A string of up to 23 bytes lies in its cell, with its length in the last byte,
 // and so does an integer. Any other key is in a box of its own, and its cell has
-// its hash.
+// its hash, and its length if it is a string.
 //
 // A value of up to 128 bytes lies in its cell if it holds no pointers. If it does,
 // it lies beside the cells in an array of V, in which the garbage collector sees
@@ -53,7 +53,8 @@ const (
 	inlineText = 23
 	maxValue   = 16 * word
 
-	// boxMark is in the place of a string's length if it is in a box.
+	// boxMark is in the place of a string's length if it is in a box; then its
+	// length is in the rest of the word.
 	boxMark = 0xff << 56
 )
 
@@ -127,7 +128,7 @@ func (l *Layout[K, V, H]) wordsOf(key *K, hash uint64) (k words) {
 	case text:
 		s := *(*string)(unsafe.Pointer(key))
 		if len(s) > inlineText {
-			k.w[0], k.w[2], k.boxed = hash, boxMark, true
+			k.w[0], k.w[2], k.boxed = hash, boxMark|uint64(len(s)), true
 			break
 		}
 		k.w = l.textWords(s)
@@ -210,12 +211,34 @@ func (l *Layout[K, V, H]) hasKey(c unsafe.Pointer, key *K) bool {
 }
 
 // hasBoxed reports whether the key, which has this hash, is in the box of cell c,
-// which is number i.
-func (l *Layout[K, V, H]) hasBoxed(b *block[K], c unsafe.Pointer, i, hash uint64, key *K) bool {
-	if l.load(c, word) != hash || l.keyKind == integer || l.keyKind == text && l.load(c, 3*word) != boxMark {
+// which is number i and had the sequence number seq; see inBox.
+func (l *Layout[K, V, H]) hasBoxed(b *block[K], c unsafe.Pointer, i, seq, hash uint64, key *K) bool {
+	if l.keyKind == integer || l.load(c, word) != hash {
 		return false
 	}
-	return b.boxHas(i, key)
+	if l.keyKind == text && l.load(c, 3*word) != boxMark|uint64(len(*(*string)(unsafe.Pointer(key)))) {
+		return false
+	}
+	return l.inBox(b, c, i, seq, key)
+}
+
+// inBox reports whether the key is in the box of cell c, whose words say that it may
+// be. If the cell has not held still since its sequence number was seq, the box may
+// be that of another key, and of another length: nothing is read of it, and the
+// answer is that the key is there, so that the caller begins anew when it asks Valid.
+func (l *Layout[K, V, H]) inBox(b *block[K], c unsafe.Pointer, i, seq uint64, key *K) bool {
+	kept := b.box(i)
+	if l.load(c, 0) != seq {
+		return true
+	}
+	if kept == nil {
+		return false
+	}
+	if l.keyKind == text {
+		s := *(*string)(unsafe.Pointer(key))
+		return unsafe.String((*byte)(kept), len(s)) == s
+	}
+	return *(*K)(kept) == *key
 }
 
 // textOf is the reverse of textWords. The words may be those of a cell that is
@@ -236,29 +259,22 @@ func (l *Layout[K, V, H]) sameWords(c unsafe.Pointer, k *words) bool {
 	return d == 0
 }
 
-// sameKey reports whether cell i has this key.
-func (l *Layout[K, V, H]) sameKey(b *block[K], i uint64, k *words, key *K) bool {
-	if !l.sameWords(b.cell(i), k) {
-		return false
-	}
-	if !k.boxed {
-		return true
-	}
-	return b.boxHas(i, key)
+// sameKey reports whether cell c, which is number i and had the sequence number seq,
+// has this key; see inBox.
+func (l *Layout[K, V, H]) sameKey(b *block[K], c unsafe.Pointer, i, seq uint64, k *words, key *K) bool {
+	return l.sameWords(c, k) && (!k.boxed || l.inBox(b, c, i, seq, key))
 }
 
 // setKey writes a key into cell i, which is not readable. Who was already looking at
-// the cell may see words of it that are new: boxHas knows that where they lead there
-// may be no box, or another key's.
+// the cell may see some of it.
 func (l *Layout[K, V, H]) setKey(b *block[K], i uint64, key *K, hash uint64) {
 	k, c := l.wordsOf(key, hash), b.cell(i)
-	if k.boxed {
-		boxes := b.boxes.Load()
-		if boxes == nil {
-			boxes = b.makeBoxes()
-		}
+	switch {
+	case k.boxed && l.keyKind == text:
+		b.setBox(i, unsafe.Pointer(unsafe.StringData(*(*string)(unsafe.Pointer(key)))))
+	case k.boxed:
 		kept := *key
-		(*boxes)[i].Store(&kept)
+		b.setBox(i, unsafe.Pointer(&kept))
 	}
 	l.store(c, word, k.w[0])
 	if l.keyKind == text {
@@ -267,29 +283,35 @@ func (l *Layout[K, V, H]) setKey(b *block[K], i uint64, key *K, hash uint64) {
 	}
 }
 
-// keyAt returns the key in cell i, and whether there was one in its box.
-func (l *Layout[K, V, H]) keyAt(b *block[K], i uint64) (key K, ok bool) {
-	c, p := b.cell(i), unsafe.Pointer(&key)
+// keyAt returns the key of the cell at r, and whether there is one.
+func (l *Layout[K, V, H]) keyAt(b *block[K], r *Ref[H]) (key K, ok bool) {
+	c, p := unsafe.Pointer(r.seq), unsafe.Pointer(&key)
 	switch {
 	case l.keyKind == integer:
 		setInteger(&key, l.load(c, word))
-		return key, true
-	case l.keyKind == text && l.load(c, 3*word) != boxMark:
+		return key, r.saw&dead == 0
+	case l.keyKind == text && l.load(c, 3*word) < boxMark:
 		var buf [3 * word]byte
 		*(*string)(p) = string(l.textOf(c, &buf))
-		return key, true
+		return key, r.saw&dead == 0
 	}
-	if kept := b.box(i); kept != nil {
-		return *kept, true
+	size, kept := l.load(c, 3*word)&^boxMark, b.box(r.index)
+	switch {
+	case !r.Valid() || r.saw&dead != 0 || kept == nil: // they may not belong together
+		return key, false
+	case l.keyKind == text:
+		*(*string)(p) = unsafe.String((*byte)(kept), int(size))
+	default:
+		key = *(*K)(kept)
 	}
-	return key, false
+	return key, true
 }
 
 // Hash returns the hash of the cell's key. For writers only.
 func (l *Layout[K, V, H]) Hash(r Ref[H]) uint64 {
 	c := unsafe.Pointer(r.seq)
 	switch {
-	case l.keyKind == boxed, l.keyKind == text && l.load(c, 3*word) == boxMark:
+	case l.keyKind == boxed, l.keyKind == text && l.load(c, 3*word) >= boxMark:
 		return l.load(c, word)
 	case l.keyKind == text:
 		var buf [3 * word]byte
@@ -442,13 +464,7 @@ func (t *Table[K, V, H]) move(b *block[K], to uint64, old *block[K], i uint64) {
 	case apart:
 		*(*unsafe.Pointer)(into) = atomic.LoadPointer((*unsafe.Pointer)(from))
 	}
-	if boxes := old.boxes.Load(); boxes != nil {
-		if kept := (*boxes)[i].Load(); kept != nil {
-			into := b.boxes.Load()
-			if into == nil {
-				into = b.makeBoxes()
-			}
-			(*into)[to].Store(kept)
-		}
+	if kept := old.box(i); kept != nil {
+		b.setBox(to, kept)
 	}
 }

@@ -50,7 +50,7 @@ type block[K comparable] struct {
 	values unsafe.Pointer // *[groups*slots]V, or of pointers to V, if they are not in the cells
 	stride uintptr
 
-	boxes atomic.Pointer[[]atomic.Pointer[K]] // keys that are not in their cells; nil until there is one
+	boxes unsafe.Pointer // *[groups*slots] of pointers to the keys that are not in their cells; nil until there is one
 
 	passed []uint32 // for each group, how many keys found it full and went on; for writers only
 
@@ -119,25 +119,30 @@ func (t *Table[K, V, H]) newBlock(n int) *block[K] {
 	return b
 }
 
-func (b *block[K]) makeBoxes() *[]atomic.Pointer[K] {
-	boxes := make([]atomic.Pointer[K], b.groups*slots)
-	b.boxes.Store(&boxes)
-	return &boxes
+func (b *block[K]) makeBoxes() {
+	boxes := make([]unsafe.Pointer, b.groups*slots)
+	atomic.StorePointer(&b.boxes, unsafe.Pointer(&boxes[0]))
 }
 
-// box returns the key in box i, or nil.
-func (b *block[K]) box(i uint64) *K {
-	boxes := b.boxes.Load()
+// box returns what is in box i: a pointer to a key, or, if it is a string, to its
+// bytes. It is nil if nothing is.
+func (b *block[K]) box(i uint64) unsafe.Pointer {
+	boxes := atomic.LoadPointer(&b.boxes)
 	if boxes == nil {
 		return nil
 	}
-	return (*boxes)[i].Load()
+	return atomic.LoadPointer((*unsafe.Pointer)(unsafe.Add(boxes, uintptr(i)*unsafe.Sizeof(boxes))))
 }
 
-// boxHas reports whether this key is in box i.
-func (b *block[K]) boxHas(i uint64, key *K) bool {
-	have := b.box(i)
-	return have != nil && *have == *key
+// setBox is the reverse of box.
+func (b *block[K]) setBox(i uint64, p unsafe.Pointer) {
+	if atomic.LoadPointer(&b.boxes) == nil {
+		if p == nil {
+			return
+		}
+		b.makeBoxes()
+	}
+	atomic.StorePointer((*unsafe.Pointer)(unsafe.Add(b.boxes, uintptr(i)*unsafe.Sizeof(p))), p)
 }
 
 // prime returns the least prime from n on: with that many groups every distance
@@ -228,14 +233,14 @@ func (t *Table[K, V, H]) Load(hash uint64, key K, v *V) (r Ref[H], ok bool) {
 				differs |= t.load(c, word) ^ t.le64(p, 0) | t.load(c, 2*word) ^ t.le64(p, n-word)>>(8*(2*word-n)) |
 					t.load(c, 3*word) ^ uint64(n)<<56
 			case n > inlineText:
-				if !t.hasBoxed(b, c, i, hash, &key) {
+				if !t.hasBoxed(b, c, i, seq, hash, &key) {
 					differs = 1
 				}
 			case !t.hasKey(c, &key):
 				differs = 1
 			}
 		case boxed:
-			if !t.hasBoxed(b, c, i, hash, &key) {
+			if !t.hasBoxed(b, c, i, seq, hash, &key) {
 				differs = 1
 			}
 		}
@@ -262,7 +267,7 @@ func (t *Table[K, V, H]) Find(hash uint64, key K) (r Ref[H], ok bool) {
 	if m := b.matches(atomic.LoadUint64(b.control(g)), b.tag(hash)); m != 0 {
 		i := g*slots + b.first(m)
 		c := b.cell(i)
-		if seq := t.load(c, 0); seq&(writing|dead) == 0 && (t.hasKey(c, &key) || t.hasBoxed(b, c, i, hash, &key)) {
+		if seq := t.load(c, 0); seq&(writing|dead) == 0 && (t.hasKey(c, &key) || t.hasBoxed(b, c, i, seq, hash, &key)) {
 			return t.at(b, i, seq), true
 		}
 	}
@@ -281,11 +286,11 @@ func (t *Table[K, V, H]) search(b *block[K], hash uint64, key K) (r Ref[H], ok b
 			i := g*slots + b.first(m)
 			c := b.cell(i)
 			seq := t.load(c, 0)
-			for seq&writing != 0 && t.sameKey(b, i, &k, &key) { // nearly done
+			for seq&writing != 0 && t.sameWords(c, &k) { // nearly done
 				runtime.Gosched()
 				seq = t.load(c, 0)
 			}
-			if seq&(writing|dead) == 0 && t.sameKey(b, i, &k, &key) {
+			if seq&(writing|dead) == 0 && t.sameKey(b, c, i, seq, &k, &key) {
 				return t.at(b, i, seq), true
 			}
 		}
@@ -390,9 +395,7 @@ func (t *Table[K, V, H]) Delete(r Ref[H], hash uint64) {
 	saw := atomic.LoadUint64(r.seq)
 	atomic.StoreUint64(r.seq, saw|writing)
 	t.clearValue(b, r)
-	if boxes := b.boxes.Load(); boxes != nil {
-		(*boxes)[r.index].Store(nil)
-	}
+	b.setBox(r.index, nil)
 	t.clearHead(r)
 	atomic.StoreUint64(r.seq, saw&^writing+next|dead)
 	for g := b.home(hash); g != last; g = b.after(g, hash) {
@@ -455,11 +458,11 @@ func (t *Table[K, V, H]) All(yield func(K) bool) {
 				runtime.Gosched()
 				continue
 			}
-			key, ok := t.keyAt(b, i)
+			key, ok := t.keyAt(b, &r)
 			if !r.Valid() {
 				continue
 			}
-			if r.saw&dead == 0 && ok && !yield(key) {
+			if ok && !yield(key) {
 				return
 			}
 			break

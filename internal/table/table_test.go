@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/stretchr/testify/assert"
@@ -333,12 +334,37 @@ func TestTable_ABoxThatIsNotThere(t *testing.T) {
 	b := tab.current.Load()
 	for i := range b.groups * slots {
 		tab.store(b.cell(i), word, hash)
-		tab.store(b.cell(i), 3*word, boxMark)
+		tab.store(b.cell(i), 3*word, boxMark|uint64(len(long)))
 	}
 	_, ok := tab.Find(hash, long)
 	assert.False(t, ok)
 	_, _, ok = get(tab, hash, long)
 	assert.False(t, ok)
+}
+
+// Who looks at a cell while a writer is at it may see the words of one key and the box
+// of another, which has fewer bytes: they are not read, and who looks begins anew
+// instead of missing a key that may be there.
+func TestTable_ABoxOfAnotherKey(t *testing.T) {
+	long, other := strings.Repeat("long", 20), strings.Repeat("other", 5)
+	hash := xxhash.Sum64String(long)
+	tab := newTable[string, int](func(string) uint64 { return hash }, 10)
+	put(tab, hash, long, 1, 1)
+	r, ok := tab.Find(hash, long)
+	require.True(t, ok)
+	b, c := tab.current.Load(), unsafe.Pointer(r.seq)
+	assert.True(t, tab.hasBoxed(b, c, r.index, r.saw, hash, &long))
+	assert.False(t, tab.hasBoxed(b, c, r.index, r.saw, hash, &other))
+	equal := strings.Repeat("gnol", 20)
+	assert.False(t, tab.hasBoxed(b, c, r.index, r.saw, hash, &equal), "of one hash and length")
+
+	tab.Begin(r)
+	b.setBox(r.index, unsafe.Pointer(unsafe.StringData(other)))
+	assert.True(t, tab.hasBoxed(b, c, r.index, r.saw, hash, &long), "it has not held still")
+	_, ok = tab.keyAt(b, &r)
+	assert.False(t, ok, "words and box are not of one key")
+	tab.End(r)
+	assert.False(t, r.Valid())
 }
 
 // A table that has as many keys as are expected at most takes little more than their
