@@ -663,7 +663,7 @@ var guards = []guard{
 	},
 	{
 		name:   "finishMany 1",
-		file:   "loader.go",
+		file:   "many.go",
 		old:    "c.finish(f, got, ErrIncomplete)",
 		new:    "got.Absent = true\n\t\tc.finish(f, got, nil)",
 		breaks: "a key that a bulk answer lacks is cached as absent (S15)",
@@ -671,7 +671,7 @@ var guards = []guard{
 	},
 	{
 		name:   "runMany 1",
-		file:   "loader.go",
+		file:   "many.go",
 		old:    "case errors.Is(err, ErrNotFound): // of what it looked into: no key is absent for that",
 		new:    "case false:",
 		breaks: "a failed bulk load makes every key absent (S15)",
@@ -839,7 +839,7 @@ var guards = []guard{
 	},
 	{
 		name:   "start 1",
-		file:   "loader.go",
+		file:   "many.go",
 		old:    "(c.opts.LoaderClass.kind == strongLoader || !f.strong) {",
 		new:    "(c != nil) {",
 		breaks: "a bulk load of a lagging replica serves keys that need a strong one",
@@ -863,7 +863,7 @@ var guards = []guard{
 	},
 	{
 		name:   "finishMany 2",
-		file:   "loader.go",
+		file:   "many.go",
 		old:    "if done < len(flights) { // Cost",
 		new:    "if false { // Cost",
 		breaks: "a Cost that ends the goroutine leaves the other flights of a bulk load standing (S16)",
@@ -1389,7 +1389,7 @@ var guards = []guard{
 	},
 	{
 		name:   "finishMany 3",
-		file:   "loader.go",
+		file:   "many.go",
 		old:    "\t\t\tgo c.finishMany(flights[done:], all, err)\n",
 		new:    "\t\t\tc.finishMany(flights[done:], all, err)\n",
 		breaks: "a bulk load of many keys overflows the stack, which ends the process",
@@ -1750,7 +1750,7 @@ var guards = []guard{
 	},
 	{
 		name:   "gather 1",
-		file:   "loader.go",
+		file:   "many.go",
 		old:    "replica.At(f.at).Age(f.at.Mono, now)",
 		new:    "replica.NoMark.Age(f.at.Mono, now)",
 		breaks: "what LoadMany found before its machine slept claims to be fresh (S64)",

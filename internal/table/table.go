@@ -30,8 +30,8 @@ import (
 // A Table maps keys to cells, each with a value V and a head H. H must consist of
 // atomics, and of fields that only writers look at; it must not hold pointers.
 //
-// Load, Valid and All may run beside everything; the other
-// must not run beside each other. Use New.
+// Load, Aim, Prefetch, Valid and All may run beside everything; the others must not run
+// beside each other. Use Init.
 type Table[K comparable, V, H any] struct {
 	current atomic.Pointer[block[K]]
 	*Layout[K, V, H]
@@ -258,6 +258,23 @@ func (t *Table[K, V, H]) Load(hash uint64, key K, v *V) (r Ref[H], ok bool) {
 		t.copyValue(b, unsafe.Pointer(r.seq), r.index, v)
 	}
 	return r, ok
+}
+
+// Aim returns what Prefetch needs to know of a hash. Both are for who is about to
+// Load several keys: their memory is asked for before any of it is waited for, if
+// all Aims come before all Prefetches, in loops that do nothing else.
+func (t *Table[K, V, H]) Aim(hash uint64) (aim uint64) {
+	b := t.current.Load()
+	return atomic.LoadUint64(b.control(b.home(hash)))
+}
+
+// Prefetch asks for the cell of a key of this hash, as a rule.
+func (t *Table[K, V, H]) Prefetch(hash, aim uint64) {
+	b := t.current.Load()
+	m := b.matches(aim, b.tag(hash)) | 1<<(slots*8-1) // no branch to guess
+	c := b.cell(b.home(hash)*slots + b.first(m))
+	t.load(c, 0)
+	t.load(c, t.headAt)
 }
 
 // Find returns the key's cell. For writers only.
