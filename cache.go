@@ -95,12 +95,12 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	if err != nil {
 		return nil, err
 	}
-	slots := ceilPow2(int(min(max(o.ExpectedEntries/int64(o.Shards), 64), 1024)))
+	slots := ceilPow2(int(min(max(o.ExpectedEntries/int64(o.Shards), 64), 1024, max(tideSlots/int64(o.Shards), 64))))
 	layout := table.NewLayout[K, V, head](c.keys.hash)
 	perShard := float64(o.ExpectedEntries) / float64(o.Shards)
 	perShard += 2 * math.Sqrt(perShard) // one shard in fifty has more by chance
 	for i := range c.shards {
-		c.shards[i].init(c.policy, layout, perShard, slots, o.Loader == nil, int64(o.LoaderClass.lag))
+		c.shards[i].init(c.policy, i, layout, perShard, slots, o.Loader == nil, int64(o.LoaderClass.lag))
 	}
 	c.logged = o.Invalidator.Log != nil
 	c.dated = o.TTL != 0 || o.EntryTTL != nil || o.RefreshAfter != 0
@@ -602,6 +602,7 @@ func (c *Cache[K, V]) left(t ticket) {
 func (c *Cache[K, V]) maintain() {
 	tick := time.NewTicker(drainEvery)
 	defer tick.Stop()
+	swept := 0
 	for {
 		least := c.policy.batch
 		select {
@@ -614,9 +615,10 @@ func (c *Cache[K, V]) maintain() {
 		c.policy.turn.Lock()
 		c.roundLocked(least)
 		c.policy.turn.Unlock()
-		for i := range c.shards {
-			if least == 1 {
-				c.sweep(&c.shards[i], 64)
+		if least == 1 {
+			for range min(len(c.shards), sweepShards) {
+				c.sweep(&c.shards[swept], 64)
+				swept = (swept + 1) & (len(c.shards) - 1)
 			}
 		}
 		if c.sweepAll.Swap(false) {
@@ -629,9 +631,10 @@ func (c *Cache[K, V]) maintain() {
 	}
 }
 
-// roundLocked tells Ristretto of the shards' accesses, and of their ops where
-// there are at least so many, and waits for its judgement. The caller has the
-// policy's turn and no other lock.
+// roundLocked tells Ristretto of accesses, and of ops where a shard has at least so
+// many, and waits for its judgement: those of all shards if least is 1, and otherwise
+// those of shards that have asked for a round. The caller has the policy's turn and
+// no other lock.
 func (c *Cache[K, V]) roundLocked(least int) {
 	p := c.policy
 	if p.closed {
@@ -639,7 +642,7 @@ func (c *Cache[K, V]) roundLocked(least int) {
 	}
 	var told time.Duration
 	var heard hits
-	for i := range c.shards {
+	for i := range p.toVisit(least == 1) {
 		s := &c.shards[i]
 		heard.add(s.heard.take())
 		if p.keys = s.touched.Take(p.keys[:0]); len(p.keys) > 0 {

@@ -22,7 +22,7 @@ func TestErrors_BadOptions(t *testing.T) {
 	for field, o := range map[string]options{
 		"MaxCost":          {MaxCost: -1},
 		"ExpectedEntries":  {ExpectedEntries: -1},
-		"Shards":           {Shards: 257},
+		"Shards":           {Shards: 4097},
 		"TTL":              {TTL: -1},
 		"TTLJitter":        {TTLJitter: 1.1},
 		"RefreshAfter":     {TTL: time.Second, RefreshAfter: time.Second, Loader: load},

@@ -20,7 +20,9 @@ const (
 	defaultDoubtTimeout = 10 * time.Second
 	defaultMaxLoads     = 256
 	maxStrictDoubt      = 24 * time.Hour
-	maxShards           = 256
+	maxShards           = 4096
+	contendedShards     = 256     // more than this do not help writers
+	entriesPerShard     = 8 << 10 // at most, by default
 	maxGuess            = 1 << 20 // entries, unless ExpectedEntries says more
 )
 
@@ -45,7 +47,10 @@ type Options[K comparable, V any] struct {
 	ExpectedEntries int64
 
 	// Shards is the number of shards, rounded up to a power of two, at most
-	// 256. Zero means a number that fits MaxCost and GOMAXPROCS.
+	// 4096. Zero means a number that fits ExpectedEntries and GOMAXPROCS. Writers of
+	// one shard wait for each other, and all of them while it grows, which takes
+	// some 40 ns for each of its entries: a fraction of a millisecond if there are
+	// as many shards as Zero means.
 	Shards int
 
 	// TTL bounds how long an entry is served, counted from the start of the
@@ -249,11 +254,13 @@ func setDefault[T comparable](field *T, value T) {
 }
 
 // defaultShards gives each shard at least 128 entries, so that its share of
-// the admission window holds a useful number of them, and no more shards than
-// writers could contend for.
+// the admission window holds a useful number of them, and otherwise no more shards
+// than writers could contend for, unless a shard would be so large that its growth
+// keeps them waiting.
 func defaultShards(entries int64) int {
-	most := min(max(64, 8*runtime.GOMAXPROCS(0)), maxShards)
-	return int(min(max(entries/128, 1), int64(most)))
+	most := int64(min(max(64, 8*runtime.GOMAXPROCS(0)), contendedShards))
+	most = min(max(most, entries/entriesPerShard), maxShards)
+	return int(min(max(entries/128, 1), most))
 }
 
 func ceilPow2(n int) int { return 1 << bits.Len(uint(n-1)) }

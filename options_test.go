@@ -30,7 +30,7 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 	}{
 		{"MaxCost", []options{{MaxCost: 1}, {MaxCost: small, Cost: cost}}, []options{{MaxCost: -1}, {MaxCost: math.MinInt64}, {Cost: cost}}},
 		{"ExpectedEntries", []options{{ExpectedEntries: 1}}, []options{{ExpectedEntries: -1}}},
-		{"Shards", []options{{Shards: 1}, {Shards: 3}, {Shards: 256}}, []options{{Shards: -1}, {Shards: 257}}},
+		{"Shards", []options{{Shards: 1}, {Shards: 3}, {Shards: 4096}}, []options{{Shards: -1}, {Shards: 4097}}},
 		{"TTL", []options{{TTL: 1}, {TTL: math.MaxInt64}}, []options{{TTL: -1}}},
 		{"TTLJitter", []options{{TTLJitter: 1}, {TTLJitter: -7}, {TTLJitter: math.Inf(-1)}},
 			[]options{{TTLJitter: 1.0001}, {TTLJitter: math.NaN()}, {TTLJitter: math.Inf(1)}}},
@@ -115,7 +115,7 @@ func TestOptions_Defaults(t *testing.T) {
 	o, err = Options[string, int]{MaxCost: 1 << 20, Cost: func(string, int) int64 { return 1 }}.normal()
 	require.NoError(t, err)
 	assert.EqualValues(t, 1<<20/256, o.ExpectedEntries)
-	for shards, want := range map[int]int{1: 1, 2: 2, 3: 4, 200: 256, 256: 256} {
+	for shards, want := range map[int]int{1: 1, 2: 2, 3: 4, 200: 256, 4096: 4096} {
 		o, err = Options[string, int]{Shards: shards}.normal()
 		require.NoError(t, err)
 		assert.Equal(t, want, o.Shards)
@@ -124,6 +124,11 @@ func TestOptions_Defaults(t *testing.T) {
 		o, err = Options[string, int]{MaxCost: maxCost}.normal()
 		require.NoError(t, err)
 		assert.Equal(t, want, o.Shards, "a shard has 128 entries at least")
+	}
+	for maxCost, want := range map[int64]int{3 << 20: 512, 1 << 40: 4096} {
+		o, err = Options[string, int]{MaxCost: maxCost, ExpectedEntries: maxCost}.normal()
+		require.NoError(t, err)
+		assert.Equal(t, want, o.Shards, "a shard has 8,192 entries at most, as long as that are not more than 4,096")
 	}
 }
 

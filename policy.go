@@ -1,6 +1,8 @@
 package tidemark
 
 import (
+	"iter"
+	"math/bits"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -70,6 +72,8 @@ type policy struct {
 	batch int           // ops of one shard that are worth waking up for
 	pace  int           // calls between two waits for Ristretto, far below the 32,768 at which it refuses Sets
 	wake  chan struct{} // capacity 1: a full channel already asks for a round
+
+	asking []atomic.Uint64 // a bit for each shard that wants to be visited in the next round
 
 	// unjudged counts the offers that Ristretto may not have judged yet: while
 	// there are some, room may be about to be made.
@@ -141,6 +145,8 @@ const (
 
 	drainEvery = 50 * time.Millisecond // for shards with fewer ops than batch
 
+	sweepShards = 64 // are swept every drainEvery, 64 cells in each
+
 	// samplingCost is how much of one processor's time may go into telling
 	// Ristretto of hits while there are some, in thousandths. Ristretto's own
 	// goroutine takes about as much again. maxSampling leaves one key of so many,
@@ -172,6 +178,7 @@ const (
 
 func newPolicy(maxCost, entries int64, shards int, left func(ticket)) (*policy, error) {
 	p := &policy{wake: make(chan struct{}, 1), shards: shards, entries: entries, share: firstShare}
+	p.asking = make([]atomic.Uint64, (shards+63)/64)
 	p.batch = int(min(max(entries/int64(shards)/64, 1), 16))
 	p.pace = int(min(max(entries/64, 16), 1024))
 	p.setLimits(maxCost)
@@ -281,7 +288,7 @@ func (s *shard[K, V]) touch(h *head, hash uint64) {
 		h.touches.Store(epoch | h.touches.Load()&used | warmth + 1)
 	}
 	if n == buffer.Size {
-		s.policy.kick()
+		s.policy.ask(s.number)
 	}
 }
 
@@ -299,6 +306,31 @@ func (h *head) warmth(epoch uint32) uint32 {
 		return t & touchCount / 2
 	}
 	return t & touchCount
+}
+
+// ask asks the policy goroutine for a round that visits a shard.
+func (p *policy) ask(shard int) {
+	p.asking[shard/64].Or(1 << (shard % 64))
+	p.kick()
+}
+
+// toVisit returns the shards that a round has to visit: those that have asked for
+// it since the last one, or all.
+func (p *policy) toVisit(all bool) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for i := range p.asking {
+			asked := p.asking[i].Swap(0)
+			if all {
+				asked = ^uint64(0)
+			}
+			for ; asked != 0; asked &= asked - 1 {
+				shard := i*64 + bits.TrailingZeros64(asked)
+				if shard >= p.shards || !yield(shard) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // kick asks the policy goroutine for a round.
@@ -373,7 +405,7 @@ func (s *shard[K, V]) pushLocked(o op) {
 	s.ops = append(s.ops, o)
 	s.waiting.Store(int32(len(s.ops)))
 	if len(s.ops) == s.policy.batch {
-		s.policy.kick()
+		s.policy.ask(s.number)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
@@ -828,7 +829,8 @@ func TestResize_DownDoesNotFreezeWhatIsLeft(t *testing.T) {
 		}
 	}
 	assert.Greater(t, hits, 350, "of 500 keys that are read over and over")
-	assert.LessOrEqual(t, -c.policy.sketch.RemainingCost(), int64(0), "Ristretto is within its part")
+	const step = shareStep * 1000 // of the border, to which Ristretto follows when next it admits
+	assert.LessOrEqual(t, float64(-c.policy.sketch.RemainingCost()), step, "Ristretto is within its part")
 }
 
 // Costs that creep up by less than what is told to Ristretto squeeze the
@@ -1177,4 +1179,32 @@ func TestState_String(t *testing.T) {
 		names = append(names, s.String())
 	}
 	assert.Equal(t, "window queued offered gone", strings.Join(names, " "))
+}
+
+// A round visits the shards that have asked for it, each once, or all there are.
+func TestPolicy_ARoundVisitsWhoHasAsked(t *testing.T) {
+	p, err := newPolicy(1000, 1000, 130, func(ticket) {})
+	require.NoError(t, err)
+	defer p.close()
+	assert.Empty(t, slices.Collect(p.toVisit(false)))
+	for _, shard := range []int{129, 0, 63, 64, 0} {
+		p.ask(shard)
+	}
+	assert.Equal(t, []int{0, 63, 64, 129}, slices.Collect(p.toVisit(false)))
+	assert.Empty(t, slices.Collect(p.toVisit(false)))
+	assert.Len(t, slices.Collect(p.toVisit(true)), 130)
+}
+
+// Sweeping takes turns among more shards than are swept at once.
+func TestSweep_ReachesEveryShard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(t, Options[string, int]{MaxCost: 4096, Shards: 4 * sweepShards, TTL: time.Second})
+		for i := range 2000 {
+			c.Put(fmt.Sprint(i), i, 1)
+		}
+		require.Greater(t, c.Len(), 1000)
+		time.Sleep(time.Second + 5*drainEvery)
+		synctest.Wait()
+		assert.Zero(t, c.Len())
+	})
 }

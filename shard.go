@@ -39,6 +39,7 @@ import (
 //	I6  windowCost is the cost of the records in state window; cost of all
 type shard[K comparable, V any] struct {
 	policy *policy                 // set by init, then only read
+	number int                     // likewise: which shard it is
 	table  table.Table[K, V, head] // read without mu, written under it
 	_      [64]byte                // keeps readers off the lines that others write
 
@@ -151,8 +152,8 @@ const (
 
 func generation(era uint64) uint32 { return uint32(era >> 32) }
 
-func (s *shard[K, V]) init(p *policy, l *table.Layout[K, V, head], perShard float64, slots int, trusting bool, lag int64) {
-	s.policy = p
+func (s *shard[K, V]) init(p *policy, number int, l *table.Layout[K, V, head], perShard float64, slots int, trusting bool, lag int64) {
+	s.policy, s.number = p, number
 	s.table.Init(l, int(perShard))
 	s.ghosts = ghost.New(int(perShard * ghostsPerEntry))
 	s.pending = map[K]*pending[K, V]{}

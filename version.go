@@ -71,6 +71,10 @@ type tideSlot struct {
 
 func (s *tideSlot) mark() mark { return mark{s.version, s.absent} }
 
+// tideSlots is how many slots all shards together have at most, as long as each has
+// 64: more would take more memory than they save loads.
+const tideSlots = 64 << 10
+
 func newTide(slots int, trusting bool) tide {
 	return tide{slots: make([]tideSlot, slots), trusting: trusting}
 }
