@@ -43,7 +43,7 @@ type Options[K comparable, V any] struct {
 	// ExpectedEntries sizes the admission sketch and the shards. Zero means
 	// MaxCost if Cost is nil, and MaxCost/256 otherwise, but at most 1<<20. The
 	// sketch takes 40 to 400 bytes for each, the more the fewer there are, and at
-	// least 48 KiB; a wrong guess costs hit ratio or memory, nothing else.
+	// least 6 KiB; a wrong guess costs hit ratio or memory, nothing else.
 	ExpectedEntries int64
 
 	// Shards is the number of shards, rounded up to a power of two, at most

@@ -209,7 +209,7 @@ func sketchCounters(n int64) int64 {
 	case n <= 256<<10:
 		perEntry = 8
 	}
-	width := int64(1 << 14)
+	width := int64(1 << 11)
 	for width < maxCounters && width/perEntry < n {
 		width *= 2
 	}

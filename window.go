@@ -17,7 +17,7 @@ const (
 	firstShare  = 0.15 // of MaxCost, for the windows of a new cache
 	leastShare  = 0.01
 	mostShare   = 0.50
-	shareStep   = 0.02
+	shareStep   = 0.04
 	windowWorth = 0.5 // the window grows if a part of it has so much of the hits of as large a part of the rest
 
 	// ghostWorth is what a ghost that has come back counts for beside a hit in the
@@ -27,7 +27,7 @@ const (
 	// The window is judged after two hits for each entry, but at least and at most
 	// so many; hits that are not in the sample do not count.
 	leastHits = 1_000
-	mostHits  = 20_000
+	mostHits  = 5_000
 
 	// ghostsPerEntry is how many ghosts a shard knows, of the entries that it may
 	// hold.
