@@ -520,7 +520,8 @@ func (c *Cache[K, V]) Len() int {
 }
 
 // Resize changes MaxCost. It returns when the entries fit, having evicted what
-// does not.
+// does not. What [Options.ExpectedEntries] has sized keeps its size, so a cache that
+// becomes many times larger chooses less well what to keep.
 func (c *Cache[K, V]) Resize(maxCost int64) error {
 	if maxCost <= 0 {
 		return &OptionError{"MaxCost", "must be above 0 in Resize"}

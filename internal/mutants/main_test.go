@@ -22,6 +22,26 @@ func TestJudge(t *testing.T) {
 	assert.Error(t, judge("no such tool", failed))
 }
 
+// A test that is red with every guard proves nothing by being red without one.
+func TestSwitchOff_AsksWhetherTheTestIsGreen(t *testing.T) {
+	for _, tt := range []struct {
+		name, script string
+		red          bool
+	}{
+		{"green, then red", `test "$` + switchVar + `" = 0 || { echo "--- FAIL: TestX"; exit 1; }`, true},
+		{"always green", `exit 0`, false},
+		{"always red", `echo "--- FAIL: TestX"; exit 1`, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "x.test")
+			require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"+tt.script+"\n"), 0o700))
+			r := &runner{guards: []guard{{test: "TestX"}}, binaries: map[string]*binary{"": {path: path, green: map[string]bool{}}}}
+			_, err := r.switchOff(0)
+			assert.Equal(t, tt.red, err == nil, "%v", err)
+		})
+	}
+}
+
 // Every guard's text is in its file exactly once, so that the run cannot
 // silently test nothing, and no two guards have one name.
 func TestGuards_AreWhereTheyAreSaidToBe(t *testing.T) {
