@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/pgtest"
 )
 
 // TestMain lets more tests run beside each other than there are processors, unless
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(pgtest.Main(m))
 }
 
 // unique returns 16 hexadecimal digits, for names in databases that outlive the
