@@ -8,7 +8,7 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 MODULES := $(shell find . -name go.mod -not -path '*/testdata/*' -exec dirname {} \; | LC_ALL=C sort)
 
 # Build tags of the tests that need a server: not run by make test, but vetted.
-TAGS = mysql,postgres
+TAGS = mysql
 
 FUZZTIME ?= 30s
 SEEDS    ?= 100000

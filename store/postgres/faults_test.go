@@ -131,6 +131,36 @@ func TestS32_CommitOnTheWire(t *testing.T) {
 	require.NoError(t, err, "the row is still locked")
 }
 
+// TestS32_OutcomeSeesWhatItWaitedFor: the COMMIT that is on the wire arrives while
+// Outcome waits, where transactions see the past by default.
+func TestS32_OutcomeSeesWhatItWaitedFor(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Database(t, pgExec)
+	p, through := newProxy(t, url)
+	past := func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams["default_transaction_isolation"] = "serializable" }
+	s := newStore(t, open(t, through, past), Options[string, string]{Timeout: time.Minute})
+	near, err := New(open(t, url, past), Options[string, string]{Timeout: time.Minute})
+	require.NoError(t, err)
+	op := newOp()
+	p.arm(commitHeld)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err = s.CompareAndSet(ctx, "k", 0, "v", op)
+	requireUnknown(t, err)
+	answer := make(chan bool, 1)
+	go func() {
+		_, committed, err := near.Outcome(context.WithoutCancel(t.Context()), "k", op)
+		answer <- committed && assert.NoError(t, err)
+	}()
+	admin := open(t, url)
+	require.Eventually(t, func() bool {
+		return get[int](t, admin, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) > 0
+	}, patience, 5*time.Millisecond, "Outcome does not wait")
+	p.release()
+	require.True(t, <-answer)
+}
+
 // TestS32_CommitThatWaitsForAStandby is on its way for as long as the standby does
 // not answer: nobody sees it, and it cannot be taken back.
 func TestS32_CommitThatWaitsForAStandby(t *testing.T) {
@@ -350,7 +380,7 @@ func TestKill9_NothingIsLostOrMadeTwice(t *testing.T) {
 			}
 		})
 	}
-	for range 5 {
+	for range 3 {
 		time.Sleep(300 * time.Millisecond)
 		if !assert.NoError(t, server.Kill()) || !assert.NoError(t, server.Restart()) {
 			break
