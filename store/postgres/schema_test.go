@@ -233,31 +233,47 @@ func changeSomehow(ctx context.Context, s *Store[int, string], db *pgxpool.Pool,
 	return v, err
 }
 
-// TestS17_CreatedWhileItsDeletionIsUnderWay: the deletion's version is not there to
+// TestS17_CreatedWhileOthersAreUnderWay: what others are about to do to a key cannot
 // be seen yet, and has to be waited for.
-func TestS17_CreatedWhileItsDeletionIsUnderWay(t *testing.T) {
+func TestS17_CreatedWhileOthersAreUnderWay(t *testing.T) {
 	t.Parallel()
-	db := newDB(t)
-	s := newStore(t, db, Options[string, string]{Table: "accounts", HardDelete: true})
-	exec(t, db, `INSERT INTO accounts (key, value, version) VALUES ('alice', '1', 7)`)
-	tx, err := db.Begin(t.Context())
-	require.NoError(t, err)
-	defer tx.Rollback(context.WithoutCancel(t.Context()))
-	_, err = tx.Exec(t.Context(), `DELETE FROM accounts`)
-	require.NoError(t, err)
-	created := make(chan error, 1)
-	var v tidemark.Version
-	go func() {
-		var err error
-		v, err = s.CompareAndSet(context.WithoutCancel(t.Context()), "alice", 0, "2", newOp())
-		created <- err
-	}()
-	require.Eventually(t, func() bool {
-		return get[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
-	}, patience, 5*time.Millisecond)
-	require.NoError(t, tx.Commit(t.Context()))
-	require.NoError(t, <-created)
-	require.EqualValues(t, 9, v)
+	for name, c := range map[string]struct {
+		before, first, then string
+		want                tidemark.Version
+	}{
+		"a deletion":                       {`INSERT INTO accounts (key, value, version) VALUES ('alice', '1', 7)`, `DELETE FROM accounts`, ``, 9},
+		"a creation and a deletion":        {``, `INSERT INTO accounts VALUES ('alice', '1')`, `DELETE FROM accounts`, 3},
+		"another creation and deletion":    {`INSERT INTO accounts_gone VALUES ('alice', 7)`, `INSERT INTO accounts VALUES ('alice', '1')`, `DELETE FROM accounts`, 10},
+		"a deletion, creation, deletion":   {`INSERT INTO accounts VALUES ('alice', '1')`, `DELETE FROM accounts; INSERT INTO accounts VALUES ('alice', '1')`, `DELETE FROM accounts`, 5},
+		"a creation that is not committed": {`INSERT INTO accounts_gone VALUES ('alice', 7)`, `INSERT INTO accounts VALUES ('alice', '1')`, `ROLLBACK`, 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := newDB(t)
+			s := newStore(t, db, Options[string, string]{Table: "accounts", HardDelete: true, Timeout: time.Minute})
+			exec(t, db, c.before)
+			tx, err := db.Begin(t.Context())
+			require.NoError(t, err)
+			defer tx.Rollback(context.WithoutCancel(t.Context()))
+			_, err = tx.Exec(t.Context(), c.first)
+			require.NoError(t, err)
+			created := make(chan error, 1)
+			var v tidemark.Version
+			go func() {
+				var err error
+				v, err = s.CompareAndSet(context.WithoutCancel(t.Context()), "alice", 0, "2", newOp())
+				created <- err
+			}()
+			require.Eventually(t, func() bool {
+				return get[int](t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+			}, patience, 5*time.Millisecond)
+			_, err = tx.Exec(t.Context(), c.then)
+			require.NoError(t, err)
+			_ = tx.Commit(t.Context()) // which says so if it has been rolled back
+			require.NoError(t, <-created)
+			require.Equal(t, c.want, v)
+		})
+	}
 }
 
 // TestCreateTables_ManyAtOnce, and beside a reader who will not end.
