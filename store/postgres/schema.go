@@ -158,7 +158,10 @@ END $tidemark$`
 const schemaLock = 0x746964656d61726b // "tidemark"
 
 // CreateTables runs the statements of [Store.Schema] in one transaction. Any number
-// of processes may do so at once.
+// of processes may do so at once. It needs the rights of the table's owner, also where
+// all is there already: a service that has less asks [Store.Check] instead, and needs
+// SELECT, INSERT and UPDATE on the table (and DELETE with HardDelete), SELECT, INSERT
+// and for Prune DELETE on the journal, and SELECT on the deleted keys' versions.
 func (s *Store[K, V]) CreateTables(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, beginner{s.db}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {

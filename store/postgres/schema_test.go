@@ -364,3 +364,39 @@ func TestSchema_IsSQLStores(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []tidemark.Version{gone + 1, gone + 2, gone + 3}, []tidemark.Version{back, gone2, back2})
 }
+
+// TestCreateTables_StatesTheRightsThatAreNeeded, and no more than these.
+func TestCreateTables_StatesTheRightsThatAreNeeded(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t)
+	admin := open(t, server.URL)
+	exec(t, admin, `CREATE ROLE service LOGIN`)
+	for _, hard := range []bool{false, true} {
+		o := Options[string, string]{Table: fmt.Sprintf("accounts_%t", hard), HardDelete: hard}
+		owner := newStore(t, admin, o)
+		exec(t, admin, owner.layout.render(`GRANT SELECT, INSERT, UPDATE ON {table} TO service`))
+		exec(t, admin, owner.layout.render(`GRANT SELECT, INSERT, DELETE ON {journal} TO service`))
+		if hard {
+			exec(t, admin, owner.layout.render(`GRANT DELETE ON {table} TO service; GRANT SELECT ON {gone} TO service`))
+		}
+		s, err := New(open(t, server.URL, func(c *pgxpool.Config) { c.ConnConfig.User = "service" }), o)
+		require.NoError(t, err)
+		require.NoError(t, s.Check(t.Context()))
+		require.Error(t, s.CreateTables(t.Context()))
+		v, err := s.CompareAndSet(t.Context(), "k", 0, "v", newOp())
+		require.NoError(t, err)
+		v, err = s.CompareAndSet(t.Context(), "k", v, "w", newOp())
+		require.NoError(t, err)
+		op := newOp()
+		v, err = s.CompareAndDelete(t.Context(), "k", v, op)
+		require.NoError(t, err)
+		_, committed, err := s.Outcome(t.Context(), "k", op)
+		require.NoError(t, err)
+		require.True(t, committed)
+		_, at, err := s.Load(t.Context(), "k")
+		require.ErrorIs(t, err, tidemark.ErrNotFound)
+		require.Equal(t, v, at)
+		_, err = s.Prune(t.Context(), time.Hour)
+		require.NoError(t, err)
+	}
+}
