@@ -84,12 +84,15 @@ func newServer(settings []string) (*Server, error) {
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 func (s *Server) log() string  { return filepath.Join(s.dir, "log") }
 
+// installed is where Debian and Ubuntu keep the programs of the server, away from the
+// PATH.
+var installed = "/usr/lib/postgresql/*/bin/initdb"
+
 // binaries returns the folder of the newest PostgreSQL that is installed.
 func binaries() (string, error) {
-	// Debian and Ubuntu keep the programs of the server away from the PATH.
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	found, _ := filepath.Glob(installed)
 	major := func(name string) int {
-		n, _ := strconv.Atoi(strings.Split(name, "/")[4])
+		n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(name))))
 		return n
 	}
 	if len(found) > 0 {
