@@ -2701,7 +2701,7 @@ var guards = []guard{
 		old:    "{version} = $3::bigint\" + l.andLive() +\n\t\t\t\" RETURNING",
 		new:    "{version} = $3::bigint\" +\n\t\t\t\" RETURNING",
 		breaks: "a deleted row is written at the version of its deletion (S17)",
-		test:   "TestConformance/Default",
+		test:   "TestS28_TheBaseIsCompared",
 		module: "store/postgres",
 	},
 	{
@@ -2710,7 +2710,7 @@ var guards = []guard{
 		old:    "{deleted} = FALSE WHERE r.{deleted} RETURNING",
 		new:    "{deleted} = FALSE RETURNING",
 		breaks: "a creation overwrites what is there (S28)",
-		test:   "TestConformance/Default",
+		test:   "TestS28_TheBaseIsCompared",
 		module: "store/postgres",
 	},
 	{

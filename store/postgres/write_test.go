@@ -114,6 +114,40 @@ func TestS37_SentAgain(t *testing.T) {
 	}
 }
 
+// TestS28_TheBaseIsCompared with what is there: a row that lives, at its version, or
+// for base 0 none.
+func TestS28_TheBaseIsCompared(t *testing.T) {
+	t.Parallel()
+	for _, hard := range []bool{false, true} {
+		s := newStore(t, newDB(t), Options[string, string]{HardDelete: hard})
+		conflict := func(want tidemark.ConflictError, base tidemark.Version) {
+			t.Helper()
+			var got *tidemark.ConflictError
+			_, err := s.CompareAndSet(t.Context(), "k", base, "x", newOp())
+			require.ErrorAs(t, err, &got)
+			require.Equal(t, want, *got)
+			if base != 0 {
+				_, err = s.CompareAndDelete(t.Context(), "k", base, newOp())
+				require.ErrorAs(t, err, &got)
+				require.Equal(t, want, *got)
+			}
+		}
+		conflict(tidemark.ConflictError{Absent: true}, 1)
+		v, err := s.CompareAndSet(t.Context(), "k", 0, "v", newOp())
+		require.NoError(t, err)
+		conflict(tidemark.ConflictError{Current: v}, 0)
+		conflict(tidemark.ConflictError{Current: v}, v+1)
+		requireState(t, s, "k", "v", v)
+		gone, err := s.CompareAndDelete(t.Context(), "k", v, newOp())
+		require.NoError(t, err)
+		conflict(tidemark.ConflictError{Current: gone, Absent: true}, v)
+		conflict(tidemark.ConflictError{Current: gone, Absent: true}, gone)
+		_, at, err := s.Load(t.Context(), "k")
+		require.ErrorIs(t, err, tidemark.ErrNotFound)
+		require.Equal(t, gone, at)
+	}
+}
+
 // TestS28_LostUpdates has many who count, by compare and set, and none who is told
 // of a write that did not count.
 func TestS28_LostUpdates(t *testing.T) {
