@@ -14,8 +14,8 @@
 //	}
 //
 // A test that breaks its server starts one that nobody else uses, with [Start]; that
-// needs the programs in any case.
-// The package has no driver, so that the module which it is in has none.
+// needs the programs in any case. The package has no driver, so that the module which
+// it is in has none.
 package pgtest
 
 import (
@@ -68,9 +68,10 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// server returns the URL of the server that the tests of this binary share, and starts
-// it if need be.
-func server() (string, error) {
+// URL returns that of the server that the tests of this binary share, and starts it if
+// need be. Tests use [Database]; this is for what needs no database of its own, and
+// leaves nothing behind.
+func URL() (string, error) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if !shared.asked {
@@ -130,7 +131,7 @@ func ForExample(exec Exec) (string, error) {
 }
 
 func newDatabase(ctx context.Context, exec Exec) (database string, drop func() error, err error) {
-	at, err := server()
+	at, err := URL()
 	if err != nil {
 		return "", nil, err
 	}
