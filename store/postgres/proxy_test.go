@@ -109,7 +109,9 @@ func (p *proxy) serve(ctx context.Context, client net.Conn) {
 		}
 		return f == commitLost, false
 	})
-	if fault(struck.Load()) == commitHeld { // the client is gone by now
+	if f := fault(struck.Load()); f == commitHeld || f == answerStalled {
+		// The client is gone by now, but what it sent is on its way: closing at once
+		// could take it back.
 		_ = server.(*net.TCPConn).CloseWrite()
 		<-ctx.Done()
 	}
