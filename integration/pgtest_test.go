@@ -100,11 +100,19 @@ func TestPgtest_DiesWithTheTestBinary(t *testing.T) {
 	t.Parallel()
 	const role = "TIDEMARK_PGTEST_CHILD"
 	if os.Getenv(role) != "" {
+		_, _ = os.Stdout.WriteString("begins\n")
 		s, err := pgtest.New()
 		require.NoError(t, err)
 		_, _ = os.Stdout.WriteString(s.URL + "\n")
 		select {}
 	}
+	t.Run("WhenItRuns", func(t *testing.T) { testDiesWith(t, role, false) })
+	t.Run("WhenItIsMade", func(t *testing.T) { testDiesWith(t, role, true) })
+}
+
+// testDiesWith kills the test binary when its server answers or, with early, when
+// the server's data are being made.
+func testDiesWith(t *testing.T, role string, early bool) {
 	folder, err := os.MkdirTemp("", "tidemark-") // t.TempDir's is closed to the server's user
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(folder)) })
@@ -114,20 +122,32 @@ func TestPgtest_DiesWithTheTestBinary(t *testing.T) {
 	out, err := child.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, child.Start())
-	line, err := bufio.NewReader(out).ReadString('\n')
-	require.NoError(t, err)
-	server, err := url.Parse(line[:len(line)-1])
-	require.NoError(t, err)
-	require.NoError(t, pgExec(t.Context(), server.String(), "SELECT"))
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	address := ""
+	if early {
+		require.Eventually(t, func() bool {
+			made, _ := filepath.Glob(filepath.Join(folder, "*", "data", "*"))
+			return len(made) > 0
+		}, patience, time.Millisecond)
+	} else {
+		require.True(t, lines.Scan())
+		server, err := url.Parse(lines.Text())
+		require.NoError(t, err)
+		require.NoError(t, pgExec(t.Context(), server.String(), "SELECT"))
+		address = server.Host
+	}
 	require.NotEmpty(t, folderNames(t, folder))
 
 	require.NoError(t, child.Process.Kill())
 	_, _ = io.Copy(io.Discard, out)
 	assert.Error(t, child.Wait())
 	assert.EventuallyWithT(t, func(c *assert.CollectT) {
-		_, err := net.Dial("tcp", server.Host)
-		assert.Error(c, err)
 		assert.Empty(c, folderNames(t, folder))
+		if address != "" {
+			_, err := net.Dial("tcp", address)
+			assert.Error(c, err)
+		}
 	}, patience, 20*time.Millisecond)
 }
 

@@ -50,10 +50,7 @@ func New(settings ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = s.program("initdb", "-D", s.data(), "-U", "tidemark", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	if err == nil {
-		err = s.start()
-	}
+	err = s.start("initdb", "-D", s.data(), "-U", "tidemark", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -136,33 +133,37 @@ func (s *Server) command(name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// program runs a program of PostgreSQL to its end.
-func (s *Server) program(name string, args ...string) error {
-	if out, err := s.command(filepath.Join(s.bin, name), args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("pgtest: %s: %w\n%s", name, err, out)
-	}
-	return nil
-}
-
 // parent is the program whose child the server is. It reads from a pipe that ends
 // with this process, whatever becomes of it. At the end it stops the server and
 // removes its folder, unless it has been told that the server is no longer its
 // business. It has not waited for the server until then, so that the server's pid
-// is nobody else's.
-const parent = `dir=$1 log=$2
-shift 2
+// is nobody else's. What is to be run before the server is its child, too.
+const parent = `trap '' PIPE
+dir=$1 log=$2 prepare=$3
+shift 3
+if [ -n "$prepare" ] && ! eval "$prepare" >>"$log" 2>&1; then
+	exit 1
+fi
 "$@" >>"$log" 2>&1 &
 echo $!
 if ! read -r _; then
+	kill -TERM $! # it ignores QUIT when it has only begun
 	kill -QUIT $!
 	wait
 	cd / && rm -rf "$dir"
 fi
 wait`
 
-// start runs the server on the data that it has, and waits until it answers.
-func (s *Server) start() error {
-	args := []string{"-c", parent, "sh", s.dir, s.log(), filepath.Join(s.bin, "postgres"), "-D", s.data(), "-p", strconv.Itoa(s.port)}
+// start runs the server on the data that it has, or that a program of PostgreSQL makes
+// first, and waits until it answers.
+func (s *Server) start(prepare ...string) error {
+	if len(prepare) > 0 {
+		prepare[0] = filepath.Join(s.bin, prepare[0])
+	}
+	for i, word := range prepare {
+		prepare[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	}
+	args := []string{"-c", parent, "sh", s.dir, s.log(), strings.Join(prepare, " "), filepath.Join(s.bin, "postgres"), "-D", s.data(), "-p", strconv.Itoa(s.port)}
 	for _, setting := range append([]string{
 		"listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=200",
 	}, s.settings...) {
@@ -183,7 +184,8 @@ func (s *Server) start() error {
 	s.parent, s.word = cmd, word
 	line, err := bufio.NewReader(answer).ReadString('\n')
 	if err != nil {
-		return errors.Join(fmt.Errorf("pgtest: the server's parent: %w", err), s.ended())
+		log, _ := os.ReadFile(s.log())
+		return errors.Join(fmt.Errorf("pgtest: there is no server: %w\n%s", err, log), s.ended())
 	}
 	if s.pid, err = strconv.Atoi(strings.TrimSpace(line)); err != nil {
 		return errors.Join(err, s.ended())
@@ -194,7 +196,7 @@ func (s *Server) start() error {
 // ready waits until the server answers. One that does not is ended.
 func (s *Server) ready() error {
 	for end := time.Now().Add(patience); ; time.Sleep(tick) {
-		err := s.program("pg_isready", "-q", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port))
+		err := s.command(filepath.Join(s.bin, "pg_isready"), "-q", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port)).Run()
 		if err == nil {
 			return nil
 		}
@@ -275,11 +277,8 @@ func (s *Server) Standby(settings ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = standby.program("pg_basebackup", "-D", standby.data(), "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "tidemark",
+	err = standby.start("pg_basebackup", "-D", standby.data(), "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "tidemark",
 		"--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync")
-	if err == nil {
-		err = standby.start()
-	}
 	if err != nil {
 		return nil, errors.Join(err, standby.Close())
 	}
