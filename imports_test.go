@@ -61,6 +61,7 @@ var (
 		modulePath + "/internal/lint",
 		modulePath + "/internal/model",
 		modulePath + "/internal/mutants",
+		modulePath + "/internal/pgtest",
 		modulePath + "/internal/sim",
 		modulePath + "/store/storetest",
 	}
