@@ -15,6 +15,10 @@ type KeyCodec[K comparable] struct {
 	// different ones for different keys. It must be safe for concurrent use.
 	Encode func(K) ([]byte, error)
 
+	// Decode returns the key of a stored form. Only [Store.Relay] needs it, and only
+	// if there is Encode. It must not keep the bytes.
+	Decode func([]byte) (K, error)
+
 	// Binary stores what Encode returns as bytes. Otherwise it is stored as
 	// text and must be UTF-8.
 	Binary bool
@@ -58,6 +62,9 @@ type keyColumn[K comparable] struct {
 	// argument returns what to bind for key, and the text form of that, by
 	// which a row in a bulk answer is recognized.
 	argument func(key K) (arg any, id string, err error)
+
+	// key returns the key of the column's text form; nil if nobody can tell.
+	key func(stored []byte) (K, error)
 }
 
 // A valueColumn is how one type of value is stored.
@@ -72,8 +79,10 @@ type valueColumn[V any] struct {
 
 func (c KeyCodec[K]) column() (keyColumn[K], error) {
 	t := reflect.TypeFor[K]()
-	col := keyColumn[K]{kind: kindOf(c.Binary)}
+	col := keyColumn[K]{kind: kindOf(c.Binary), key: c.Decode}
 	switch {
+	case c.Encode == nil && c.Decode != nil:
+		return col, errors.New("has Decode but no Encode")
 	case c.Encode != nil:
 		col.argument = func(key K) (any, string, error) {
 			stored, err := c.Encode(key)
@@ -89,11 +98,22 @@ func (c KeyCodec[K]) column() (keyColumn[K], error) {
 			s := reflect.ValueOf(key).String()
 			return limited(s, s)
 		}
+		col.key = func(stored []byte) (key K, err error) {
+			reflect.ValueOf(&key).Elem().SetString(string(stored))
+			return key, nil
+		}
 	case isInteger(t):
 		col.kind = integer
 		col.argument = func(key K) (any, string, error) {
 			n, err := toInt64(reflect.ValueOf(key))
 			return n, strconv.FormatInt(n, 10), err
+		}
+		col.key = func(stored []byte) (key K, err error) {
+			n, err := strconv.ParseInt(string(stored), 10, 64)
+			if err != nil {
+				return key, err
+			}
+			return key, setInt64(reflect.ValueOf(&key).Elem(), n, t)
 		}
 	default:
 		return col, fmt.Errorf("needs Encode for keys of type %v", t)
