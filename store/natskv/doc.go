@@ -38,8 +38,9 @@
 // An error says what is known. A [*tidemark.ConflictError], or an error that wraps
 // [tidemark.ErrUnavailable]: this call has not changed and will not change
 // anything. Every other error of a write: the message was sent and not
-// acknowledged, ask [Store.Outcome]. A write that Outcome has called not
-// committed, two seconds or more after it was sent, cannot be committed any more.
+// acknowledged, ask [Store.Outcome]. A write that the Outcome of the Store that sent
+// it has called not committed, two seconds or more after that, cannot be committed
+// any more.
 //
 // # Which buckets
 //
