@@ -36,8 +36,10 @@ var (
 	// wrapped, for a write that certainly was not committed.
 	ErrUnavailable = errors.New("tidemark: source unavailable")
 
-	// ErrTooLarge means that a value costs more than the whole cache may hold.
-	ErrTooLarge = errors.New("tidemark: value costs more than MaxCost")
+	// ErrTooLarge means that a value costs more than the whole cache may hold. A
+	// Store returns it, wrapped beside [ErrUnavailable], for a value that is larger
+	// than it can keep.
+	ErrTooLarge = errors.New("tidemark: value too large")
 
 	// ErrNoVersion means that a Loader or Store returned a value without a
 	// version. Such a value cannot be ordered, so it is not served.

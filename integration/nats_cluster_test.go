@@ -177,9 +177,14 @@ func (c *trio) setUp(s *tidemark.NATSStream) jetstream.JetStream {
 
 // whole reports whether the stream has a leader, and followers that follow.
 func (c *trio) whole(js jetstream.JetStream) bool {
+	return c.wholeStream(js, tidemark.NATSStreamName(natsCache))
+}
+
+// wholeStream is whole for any stream.
+func (c *trio) wholeStream(js jetstream.JetStream, name string) bool {
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
 	defer cancel()
-	s, err := js.Stream(ctx, tidemark.NATSStreamName(natsCache))
+	s, err := js.Stream(ctx, name)
 	if err != nil {
 		return false
 	}

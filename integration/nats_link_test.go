@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -227,6 +228,52 @@ func (w *cable) cut() {
 		_ = c.SetLinger(0)
 		_ = c.Close()
 	}
+}
+
+// beforeFirst is a link to a server on which call runs before the first request
+// that contains word is carried.
+func beforeFirst(t *testing.T, address, word string, call func()) (url string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var once sync.Once
+	var wg sync.WaitGroup
+	carry := func(to, from net.Conn, look bool) {
+		defer to.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			if look && bytes.Contains(buf[:n], []byte(word)) {
+				once.Do(call)
+			}
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", address)
+			if !assert.NoError(t, err) {
+				_ = client.Close()
+				return
+			}
+			wg.Go(func() { carry(server, client, true) })
+			wg.Go(func() { carry(client, server, false) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		wg.Wait() // the clients were closed before
+	})
+	return "nats://" + listener.Addr().String()
 }
 
 // A ledger is the source of truth: a Store in memory whose versions rise per

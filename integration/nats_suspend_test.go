@@ -3,12 +3,9 @@
 package integration
 
 import (
-	"bytes"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,50 +38,4 @@ func TestJetStream_SuspendedWhileItOpens(t *testing.T) {
 			require.NoError(t, r.Close())
 		}
 	}
-}
-
-// beforeFirst is a link to a server on which call runs before the first request
-// that contains word is carried.
-func beforeFirst(t *testing.T, address, word string, call func()) (url string) {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	var once sync.Once
-	var wg sync.WaitGroup
-	carry := func(to, from net.Conn, look bool) {
-		defer to.Close()
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := from.Read(buf)
-			if err != nil {
-				return
-			}
-			if look && bytes.Contains(buf[:n], []byte(word)) {
-				once.Do(call)
-			}
-			if _, err := to.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-	}
-	wg.Go(func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", address)
-			if !assert.NoError(t, err) {
-				_ = client.Close()
-				return
-			}
-			wg.Go(func() { carry(server, client, true) })
-			wg.Go(func() { carry(client, server, false) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = listener.Close()
-		wg.Wait() // the clients were closed before
-	})
-	return "nats://" + listener.Addr().String()
 }

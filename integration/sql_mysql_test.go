@@ -50,6 +50,18 @@ func openMySQL(t *testing.T, c *mysql.Config) database {
 
 func TestSQLStore_MySQL(t *testing.T) { testSQL(t, openMySQL(t, mysqlConfig(t))) }
 
+func TestSQLStore_MySQLOutbox(t *testing.T) { testOutbox(t, openMySQL(t, mysqlConfig(t))) }
+
+func TestSQLStore_MySQLWithOutbox(t *testing.T) { testStoreWithOutbox(t, openMySQL(t, mysqlConfig(t))) }
+
+// TestSQLStore_MySQLOutboxStricterDefault has a default at which reads and deletions
+// lock more.
+func TestSQLStore_MySQLOutboxStricterDefault(t *testing.T) {
+	c := mysqlConfig(t)
+	c.Params = map[string]string{isolationVariable(t): "'SERIALIZABLE'"}
+	testOutbox(t, openMySQL(t, c))
+}
+
 // TestSQLStore_MySQLOtherSettings has the settings that change what the driver
 // sends and what it reports of an UPDATE, and a server that cuts what is too
 // long instead of refusing it.

@@ -1,9 +1,15 @@
 package integration
 
 import (
+	"context"
 	"database/sql"
+	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -73,4 +79,95 @@ func TestSQLStore_SQLiteBusyAtCommit(t *testing.T) {
 	v, err := store.CompareAndSet(t.Context(), "k", before, "after", op)
 	require.NoError(t, err)
 	assert.Equal(t, before+1, v)
+}
+
+func TestSQLStore_SQLiteOutboxWAL(t *testing.T) { testOutbox(t, openSQLite(t, wal)) }
+
+func TestSQLStore_SQLiteWithOutbox(t *testing.T) { testStoreWithOutbox(t, openSQLite(t, wal)) }
+
+// TestSQLStore_SQLiteOutboxRollbackJournal has a database in which readers and
+// writers wait for each other.
+func TestSQLStore_SQLiteOutboxRollbackJournal(t *testing.T) {
+	d := openSQLite(t, "_pragma=busy_timeout(10000)&_pragma=journal_mode(DELETE)")
+	t.Run("KilledRelaysMissNothing", func(t *testing.T) { testOutboxKilled(t, d) })
+	t.Run("ATransactionIsToldWhenItIsThere", func(t *testing.T) { testOutboxTransaction(t, d) })
+	t.Run("TwoRelaysAtOnce", func(t *testing.T) { testOutboxTwo(t, d) })
+}
+
+// TestSQLStore_SQLiteOutboxInASchema has a table in a database that is attached.
+func TestSQLStore_SQLiteOutboxInASchema(t *testing.T) {
+	d := openSQLite(t, wal)
+	d.db.SetMaxOpenConns(1) // to which it is attached
+	_, err := d.db.Exec("ATTACH ? AS billing", filepath.Join(t.TempDir(), "billing.db"))
+	require.NoError(t, err)
+	store, err := sqlstore.New(d.db, sqlstore.Options[string, string]{Dialect: sqlstore.SQLite, Table: "billing.accounts"})
+	require.NoError(t, err)
+	require.NoError(t, store.CreateTables(t.Context()))
+	require.NoError(t, store.CreateOutbox(t.Context()))
+	sink := newRecorder()
+	relaying(t, store, sink, sqlstore.RelayOptions{})
+	v, err := store.CompareAndSet(t.Context(), "k", 0, "v", newOp())
+	require.NoError(t, err)
+	within(t, func() bool { told, _ := sink.of("k"); return told == v }, "not told")
+	emptied(t, store)
+}
+
+// otherProcess is the environment of the process that TestSQLStore_SQLiteOtherProcess
+// starts: the file, and the table.
+const otherProcess = "TIDEMARK_TEST_SQLITE"
+
+// TestSQLStore_SQLiteOtherProcess changes rows in another process, which knows
+// nothing of caches and has only the driver, and is killed in the middle.
+func TestSQLStore_SQLiteOtherProcess(t *testing.T) {
+	if dsn, table, ok := strings.Cut(os.Getenv(otherProcess), "\x1f"); ok {
+		writeUntilKilled(t, dsn, table)
+		return
+	}
+	dsn := fileDSN(t, wal)
+	db, err := sql.Open("sqlite", dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, db.Close()) })
+	d := database{sqlstore.SQLite, db, `"key"`, question}
+	store, table := newOutbox(t, d, sqlstore.Options[string, int]{})
+	cache, err := tidemark.New(tidemark.Options[string, int]{Store: store})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, cache.Close(context.Background())) })
+	relaying(t, store, cache, sqlstore.RelayOptions{})
+	for i := range 10 {
+		_, err := cache.Update(t.Context(), fmt.Sprint("k", i), func(tidemark.Entry[int]) (int, error) { return 0, nil })
+		require.NoError(t, err)
+	}
+	for range 3 {
+		other := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+		other.Env = append(os.Environ(), otherProcess+"="+dsn+"\x1f"+table)
+		require.NoError(t, other.Start())
+		before, err := cache.Load(t.Context(), "k0")
+		require.NoError(t, err)
+		within(t, func() bool {
+			e, err := cache.Load(t.Context(), "k0")
+			return err == nil && e.Value > before.Value+20
+		}, "the other process is not heard")
+		require.NoError(t, other.Process.Kill())
+		_ = other.Wait() // it was killed
+		emptied(t, store)
+		for i := range 10 {
+			key := fmt.Sprint("k", i)
+			want, v, err := store.Load(t.Context(), key)
+			require.NoError(t, err)
+			e, err := cache.Load(t.Context(), key)
+			require.NoError(t, err)
+			require.Equal(t, want, e.Value, "%q, of version %d, in a cache at rest", key, v)
+		}
+	}
+}
+
+// writeUntilKilled is the other process.
+func writeUntilKilled(t *testing.T, dsn, table string) {
+	db, err := sql.Open("sqlite", dsn)
+	require.NoError(t, err)
+	defer db.Close()
+	for began := time.Now(); time.Since(began) < time.Minute; {
+		_, err := db.Exec("UPDATE " + table + " SET value = value + 1, version = version + 1")
+		require.NoError(t, err)
+	}
 }

@@ -14,6 +14,7 @@ import (
 // A KeyCodec is the KeyCodec of a store.
 type KeyCodec[K comparable] struct {
 	Encode func(K) ([]byte, error)
+	Decode func([]byte) (K, error) // may be nil
 	Binary bool
 }
 
@@ -45,6 +46,9 @@ type Key[K comparable] struct {
 	// Argument returns what to bind for key, and the text form of that, by
 	// which a row in a bulk answer is recognized.
 	Argument func(key K) (arg any, id string, err error)
+
+	// Decode returns the key of the column's text form; nil if nobody can tell.
+	Decode func(stored []byte) (K, error)
 }
 
 // A Value is how one type of value is stored.
@@ -60,8 +64,10 @@ type Value[V any] struct {
 // Column returns how keys are stored, or what is wrong with c.
 func (c KeyCodec[K]) Column() (Key[K], error) {
 	t := reflect.TypeFor[K]()
-	col := Key[K]{Kind: kindOf(c.Binary)}
+	col := Key[K]{Kind: kindOf(c.Binary), Decode: c.Decode}
 	switch {
+	case c.Encode == nil && c.Decode != nil:
+		return col, errors.New("has Decode but no Encode")
 	case c.Encode != nil:
 		col.Argument = func(key K) (any, string, error) {
 			stored, err := c.Encode(key)
@@ -77,11 +83,22 @@ func (c KeyCodec[K]) Column() (Key[K], error) {
 			s := reflect.ValueOf(key).String()
 			return limited(s, s)
 		}
+		col.Decode = func(stored []byte) (key K, err error) {
+			reflect.ValueOf(&key).Elem().SetString(string(stored))
+			return key, nil
+		}
 	case isInteger(t):
 		col.Kind = Integer
 		col.Argument = func(key K) (any, string, error) {
 			n, err := toInt64(reflect.ValueOf(key))
 			return n, strconv.FormatInt(n, 10), err
+		}
+		col.Decode = func(stored []byte) (key K, err error) {
+			n, err := strconv.ParseInt(string(stored), 10, 64)
+			if err != nil {
+				return key, err
+			}
+			return key, setInt64(reflect.ValueOf(&key).Elem(), n, t)
 		}
 	default:
 		return col, fmt.Errorf("needs Encode for keys of type %v", t)

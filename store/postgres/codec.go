@@ -55,7 +55,9 @@ type RowCodec[V any] struct {
 	Values func(V) ([]any, error)
 }
 
-func (c KeyCodec[K]) column() (column.Key[K], error) { return column.KeyCodec[K](c).Column() }
+func (c KeyCodec[K]) column() (column.Key[K], error) {
+	return column.KeyCodec[K]{Encode: c.Encode, Binary: c.Binary}.Column()
+}
 
 func (c ValueCodec[V]) isZero() bool { return c.Encode == nil && c.Decode == nil && !c.Binary }
 func (c RowCodec[V]) isZero() bool {

@@ -9,6 +9,10 @@ type KeyCodec[K comparable] struct {
 	// different ones for different keys. It must be safe for concurrent use.
 	Encode func(K) ([]byte, error)
 
+	// Decode returns the key of a stored form. Only [Store.Relay] needs it, and only
+	// if there is Encode. It must not keep the bytes.
+	Decode func([]byte) (K, error)
+
 	// Binary stores what Encode returns as bytes. Otherwise it is stored as
 	// text and must be UTF-8.
 	Binary bool

@@ -47,8 +47,30 @@
 // removed with DELETE: its key would start again at version 1, and caches would
 // take everything it then says for old. Nor may a version be computed by the
 // client or drawn from a sequence before the row is locked: two writers could
-// then commit in the other order. A cache learns of such changes from an
-// invalidation ([tidemark.Publisher]) or when its entry expires.
+// then commit in the other order. A cache learns of such changes from the outbox,
+// from an invalidation ([tidemark.Publisher]), or when its entry expires.
+//
+// # Outbox and relay
+//
+// With [Store.CreateOutbox], triggers write each change of the table, whoever makes
+// it, into a table <name>_outbox, in the transaction of the change; for SQLite and
+// MySQL. [Store.Relay] reads it there, tells it to a cache or, by a
+// [tidemark.Publisher], to all replicas, and deletes it once it is told. So a
+// program that has never heard of caches is heard within [RelayOptions.Poll] after
+// its commit, and what was changed while no relay ran is told by the next.
+//
+// What the relay tells has the row's version if the statement raised it. Everything
+// else, a DELETE, an INSERT, an UPDATE that forgot the version, drops the key from
+// the caches. It does not help with what such a statement does to versions: a row
+// that is deleted and made again begins at version 1, and loads of it are refused as
+// too old ([tidemark.ErrStale]) by caches that have seen more until the change is
+// told.
+//
+// A change costs its transaction one more row. [Store.Outbox] says how many rows
+// wait, and the lag of the first; [Store.TrimOutbox] bounds an outbox that no relay
+// empties. For PostgreSQL there is the package store/postgres/outbox, which also
+// proves bounds against the database; here the outbox is told after the commit, and
+// a read Within a bound counts from when it was told.
 //
 // # Guarantees
 //

@@ -58,6 +58,40 @@ func Example() {
 	}
 }
 
+// A cache that hears everybody who changes its table: a nightly job, another
+// program, a person.
+func ExampleStore_Relay() {
+	ctx, cancel := context.WithCancel(context.Background())
+	db, err := sql.Open("sqlite", "file:accounts.db?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+	store, err := sqlstore.New(db, sqlstore.Options[string, Account]{Dialect: sqlstore.SQLite, Table: "accounts"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := errors.Join(store.CreateTables(ctx), store.CreateOutbox(ctx)); err != nil {
+		log.Fatal(err)
+	}
+	cache, err := tidemark.New(tidemark.Options[string, Account]{Store: store})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cache.Close(ctx)
+
+	// With several processes: a tidemark.Publisher in place of the cache.
+	relaying := make(chan error, 1)
+	go func() { relaying <- store.Relay(ctx, cache, sqlstore.RelayOptions{}) }()
+	defer func() { cancel(); <-relaying }()
+
+	state, err := store.Outbox(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(state.Waiting, state.Lag)
+}
+
 // The table of a store whose values are integers, for those who keep their
 // schema elsewhere.
 func ExampleStore_Schema() {

@@ -18,6 +18,7 @@ import (
 // where it is told to. Real ones are tested in the integration module.
 type fake struct {
 	sql statements // of the store under test, to name what it sends
+	box outboxStatements
 
 	mu    sync.Mutex            // guards everything below
 	steps []string              // "begin", "update", "record", "commit" ...
@@ -45,7 +46,7 @@ func newFake(t *testing.T, d Dialect) (*fake, *Store[string, string]) {
 	t.Cleanup(func() { assert.NoError(t, db.Close()) })
 	store, err := New(db, Options[string, string]{Dialect: d})
 	require.NoError(t, err)
-	f.sql = store.sql
+	f.sql, f.box = store.sql, store.box
 	return f, store
 }
 
@@ -88,6 +89,7 @@ func (f *fake) name(query string) string {
 	for statement, name := range map[string]string{
 		f.sql.load: "load", f.sql.reserve: "reserve", f.sql.create: "create", f.sql.update: "update",
 		f.sql.remove: "remove", f.sql.state: "state", f.sql.record: "record", f.sql.outcome: "outcome", f.sql.prune: "prune",
+		f.box.look: "look", f.box.ids: "ids", f.box.mark: "mark", f.box.waiting: "waiting", f.box.forget([]int64{7}): "forget",
 	} {
 		if query == statement {
 			return name

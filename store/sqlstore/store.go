@@ -46,6 +46,9 @@ type table struct {
 	sql     statements
 	schema  []string
 	begin   sql.TxOptions
+
+	box          outboxStatements
+	outboxSchema []string // nil: not for this dialect
 }
 
 var _ interface {
@@ -92,6 +95,9 @@ func New[K comparable, V any](db *sql.DB, o Options[K, V]) (*Store[K, V], error)
 			sql:     newStatements(o.Dialect, o.Table),
 			schema:  schema(o.Dialect, o.Table, key.Kind, value.Kind),
 			begin:   o.Dialect.transaction(),
+
+			box:          newOutboxStatements(o.Dialect, o.Table),
+			outboxSchema: outboxSchema(o.Dialect, o.Table, key.Kind),
 		},
 		key:   key,
 		value: value,
