@@ -50,6 +50,7 @@ type page struct {
 	all     string        // why everything may have changed; "" if it may not
 	oldest  time.Duration // for how long the first change has been there
 	changes int           // rows that are no probes
+	named   int           // keys
 	looked  time.Time
 
 	view
@@ -179,6 +180,7 @@ func (s *session) read(p *page, rows pgx.Rows) error {
 		}
 		p.keys[wire] = v
 	}
+	p.named = len(p.keys)
 	return rows.Err()
 }
 
@@ -225,19 +227,42 @@ func (s *session) tell(p *page) error {
 	return nil
 }
 
+// messageKeys is how many keys are waited for at a time: those of one message.
+const messageKeys = 512
+
 // publish returns when the log has acknowledged what p says. One that it has not
 // waits in the publisher, and is told twice when the rows have been read again.
 func (s *session) publish(p *page) error {
-	ctx, cancel := context.WithTimeout(s.life, s.o.Lease/2)
-	defer cancel()
-	switch {
-	case p.all != "":
+	if p.all != "" {
 		s.o.Logger.Info("outbox: everything may have changed", "table", s.o.Table.Name, "reason", p.all)
-		return s.publisher.InvalidateAll(ctx)
-	case len(p.keys) > 0:
-		return s.publisher.InvalidateMany(ctx, p.keys)
+		return s.within(s.publisher.InvalidateAll)
+	}
+	asked := time.Now()
+	some := make(map[string]tidemark.Version, min(len(p.keys), messageKeys))
+	for key, version := range p.keys {
+		some[key] = version
+		delete(p.keys, key)
+		if len(some) < messageKeys && len(p.keys) > 0 {
+			continue
+		}
+		err := s.within(func(ctx context.Context) error { return s.publisher.InvalidateMany(ctx, some) })
+		if err == nil && time.Since(asked) > s.o.Lease/4 { // the log is slow, but this relay is not stuck
+			asked = time.Now()
+			err = s.within(s.conn.Ping)
+		}
+		if err != nil {
+			return err
+		}
+		clear(some)
 	}
 	return nil
+}
+
+// within calls f with half a Lease of time.
+func (s *session) within(f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(s.life, s.o.Lease/2)
+	defer cancel()
+	return f(ctx)
 }
 
 // tooMany reports whether what waits behind from is more than is told one by one.

@@ -105,7 +105,7 @@ func (r *Relay) told(p *page) {
 	if p.all != "" {
 		c.everything++
 	} else {
-		c.keys += uint64(len(p.keys))
+		c.keys += uint64(p.named)
 	}
 }
 
