@@ -2,14 +2,12 @@ module github.com/tidemark-go/tidemark/store/postgres
 
 go 1.26.0
 
-replace github.com/tidemark-go/tidemark => ../..
-
 require (
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/nats-io/nats-server/v2 v2.15.2
 	github.com/nats-io/nats.go v1.55.0
 	github.com/stretchr/testify v1.12.1
-	github.com/tidemark-go/tidemark v0.0.0-00010101000000-000000000000
+	github.com/tidemark-go/tidemark v0.0.0
 )
 
 require (
@@ -33,3 +31,5 @@ require (
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 )
+
+replace github.com/tidemark-go/tidemark => ../..

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/tidemark-go/tidemark/internal/column"
 )
 
 // A Dialect is a kind of database.
@@ -93,19 +95,19 @@ func (d Dialect) now() string {
 // everywhere: collations that ignore case or trailing spaces would take one key
 // for another. MySQL gets binary columns for text, because its text is subject
 // to the character set of the connection and, in the worst sql_mode, cut.
-func (d Dialect) columnType(k kind, isKey bool) string {
+func (d Dialect) columnType(k column.Kind, isKey bool) string {
 	switch {
-	case k == integer:
+	case k == column.Integer:
 		return "BIGINT"
 	case d == MySQL && isKey:
-		return fmt.Sprintf("VARBINARY(%d)", maxKeyBytes)
+		return fmt.Sprintf("VARBINARY(%d)", column.MaxKeyBytes)
 	case d == MySQL:
 		return "LONGBLOB"
-	case d == PostgreSQL && k == binary:
+	case d == PostgreSQL && k == column.Binary:
 		return "BYTEA"
 	case d == PostgreSQL && isKey:
 		return `TEXT COLLATE "C"`
-	case k == binary:
+	case k == column.Binary:
 		return "BLOB"
 	default:
 		return "TEXT"
@@ -125,7 +127,7 @@ func (d Dialect) opType() string {
 }
 
 // schema returns the statements that create the table and its journal.
-func schema(d Dialect, table string, key, value kind) []string {
+func schema(d Dialect, table string, key, value column.Kind) []string {
 	keyType, opType := d.columnType(key, true), d.opType()
 	rows := `CREATE TABLE IF NOT EXISTS {table} (
 	"key" ` + keyType + ` NOT NULL PRIMARY KEY,

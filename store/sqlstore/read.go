@@ -12,7 +12,7 @@ import (
 
 // Load implements [tidemark.Loader]: one query by primary key.
 func (s *Store[K, V]) Load(ctx context.Context, key K) (value V, v tidemark.Version, err error) {
-	arg, _, err := s.key.argument(key)
+	arg, _, err := s.key.Argument(key)
 	if err != nil {
 		return value, 0, fmt.Errorf("sqlstore: load: %w", err)
 	}
@@ -54,7 +54,7 @@ func (s *Store[K, V]) loaded(r row) (l tidemark.Loaded[V]) {
 		r.value = []byte{} // some drivers' idea of empty; the schema knows no NULL here
 	}
 	var err error
-	if l.Value, err = s.value.value(r.value); err != nil {
+	if l.Value, err = s.value.Decode(r.value); err != nil {
 		l = tidemark.Loaded[V]{Err: fmt.Errorf("sqlstore: load: decode value: %w", err)}
 	}
 	return l
@@ -119,7 +119,7 @@ func (s *Store[K, V]) query(ctx context.Context, query string, keys []K, asked f
 	byID := make(map[string]K, len(keys))
 	args := make([]any, 0, len(keys))
 	for _, k := range keys {
-		arg, id, err := s.key.argument(k)
+		arg, id, err := s.key.Argument(k)
 		asked(k, err)
 		if _, again := byID[id]; err == nil && !again {
 			byID[id] = k
@@ -173,7 +173,7 @@ func (t *table) list(args *[]any) string {
 // while the write is still under way: a COMMIT that is on the wire may arrive
 // after the question.
 func (s *Store[K, V]) Outcome(ctx context.Context, key K, op tidemark.OpID) (tidemark.Version, bool, error) {
-	arg, _, err := s.key.argument(key)
+	arg, _, err := s.key.Argument(key)
 	if err != nil {
 		return 0, false, fmt.Errorf("sqlstore: outcome: %w", err)
 	}

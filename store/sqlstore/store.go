@@ -7,6 +7,7 @@ import (
 	"regexp"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/column"
 )
 
 // Options configures a Store. Dialect is required; the zero value of every
@@ -34,8 +35,8 @@ type Options[K comparable, V any] struct {
 // Close is the sql.DB's.
 type Store[K comparable, V any] struct {
 	table
-	key   keyColumn[K]
-	value valueColumn[V]
+	key   column.Key[K]
+	value column.Value[V]
 }
 
 // A table is what of a Store does not depend on its types.
@@ -89,7 +90,7 @@ func New[K comparable, V any](db *sql.DB, o Options[K, V]) (*Store[K, V], error)
 			db:      db,
 			dialect: o.Dialect,
 			sql:     newStatements(o.Dialect, o.Table),
-			schema:  schema(o.Dialect, o.Table, key.kind, value.kind),
+			schema:  schema(o.Dialect, o.Table, key.Kind, value.Kind),
 			begin:   o.Dialect.transaction(),
 		},
 		key:   key,

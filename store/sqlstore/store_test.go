@@ -3,8 +3,6 @@ package sqlstore
 import (
 	"database/sql"
 	"errors"
-	"math"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -12,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/column"
 )
 
 func TestNew_ReportsEveryMistakeAtOnce(t *testing.T) {
@@ -72,35 +71,11 @@ func TestDialect_NamesAndQuotesAreItsOwn(t *testing.T) {
 // TestSchema_IndexIsFoundInTheTablesSchema: the dialects disagree about where
 // the schema's name goes.
 func TestSchema_IndexIsFoundInTheTablesSchema(t *testing.T) {
-	assert.Contains(t, schema(SQLite, "a.b", text, text)[2], `"a"."b_ops_committed_at" ON "b_ops" (`)
-	assert.Contains(t, schema(PostgreSQL, "a.b", text, text)[2], `EXISTS "b_ops_committed_at" ON "a"."b_ops" (`)
-	assert.Len(t, schema(MySQL, "a.b", text, text), 2)
+	assert.Contains(t, schema(SQLite, "a.b", column.Text, column.Text)[2], `"a"."b_ops_committed_at" ON "b_ops" (`)
+	assert.Contains(t, schema(PostgreSQL, "a.b", column.Text, column.Text)[2], `EXISTS "b_ops_committed_at" ON "a"."b_ops" (`)
+	assert.Len(t, schema(MySQL, "a.b", column.Text, column.Text), 2)
 	for _, d := range []Dialect{SQLite, PostgreSQL} {
-		assert.Contains(t, schema(d, "b", text, text)[2], `EXISTS "b_ops_committed_at" ON "b_ops" (`)
-	}
-}
-
-func TestCodecs_RefuseWhatDoesNotFit(t *testing.T) {
-	keys, err := KeyCodec[uint64]{}.column()
-	require.NoError(t, err)
-	_, _, err = keys.argument(math.MaxInt64 + 1)
-	assert.Error(t, err)
-	arg, id, err := keys.argument(math.MaxInt64)
-	require.NoError(t, err)
-	assert.Equal(t, int64(math.MaxInt64), arg)
-	assert.Equal(t, "9223372036854775807", id)
-
-	values, err := ValueCodec[int8]{}.column()
-	require.NoError(t, err)
-	for stored, good := range map[string]bool{"127": true, "128": false, "-128": true, "-129": false, "": false, "1.5": false} {
-		_, err := values.value([]byte(stored))
-		assert.Equal(t, good, err == nil, stored)
-	}
-	unsigned, err := ValueCodec[uint8]{}.column()
-	require.NoError(t, err)
-	for stored, good := range map[string]bool{"255": true, "256": false, "-1": false} {
-		_, err := unsigned.value([]byte(stored))
-		assert.Equal(t, good, err == nil, stored)
+		assert.Contains(t, schema(d, "b", column.Text, column.Text)[2], `EXISTS "b_ops_committed_at" ON "b_ops" (`)
 	}
 }
 
@@ -137,26 +112,4 @@ func TestCodecs_ErrorsReachTheCaller(t *testing.T) {
 	found, err := store.LoadMany(t.Context(), []string{"bad"})
 	require.NoError(t, err)
 	assert.ErrorIs(t, found["bad"].Err, refused)
-}
-
-func TestCodecs_RefuseHalfACodec(t *testing.T) {
-	_, err := KeyCodec[string]{Binary: true}.column()
-	assert.Error(t, err)
-	_, err = ValueCodec[string]{Binary: true}.column()
-	assert.Error(t, err)
-	_, err = ValueCodec[string]{Decode: func([]byte) (string, error) { return "", nil }}.column()
-	assert.Error(t, err)
-	_, err = KeyCodec[[16]byte]{}.column()
-	assert.Error(t, err)
-	_, err = KeyCodec[any]{}.column()
-	assert.Error(t, err)
-}
-
-func TestIsInteger_IsEveryIntegerKindOnly(t *testing.T) {
-	for _, v := range []any{int(0), int8(0), int16(0), int32(0), int64(0), uint(0), uint8(0), uint16(0), uint32(0), uint64(0)} {
-		assert.True(t, isInteger(reflect.TypeOf(v)), "%T", v)
-	}
-	for _, v := range []any{uintptr(0), false, 1.5, "", []byte{}} {
-		assert.False(t, isInteger(reflect.TypeOf(v)), "%T", v)
-	}
 }

@@ -18,11 +18,11 @@ import (
 // names the base, a line in the journal, COMMIT. Creating a key takes two
 // statements more.
 func (s *Store[K, V]) CompareAndSet(ctx context.Context, key K, base tidemark.Version, value V, op tidemark.OpID) (tidemark.Version, error) {
-	arg, _, err := s.key.argument(key)
+	arg, _, err := s.key.Argument(key)
 	if err != nil {
 		return 0, unavailable("compare and set", err)
 	}
-	stored, err := s.value.argument(value)
+	stored, err := s.value.Argument(value)
 	if err != nil {
 		return 0, unavailable("compare and set", err)
 	}
@@ -38,7 +38,7 @@ func (s *Store[K, V]) CompareAndSet(ctx context.Context, key K, base tidemark.Ve
 // CompareAndDelete implements [tidemark.Store]. The row stays, as the memory of
 // the key's version.
 func (s *Store[K, V]) CompareAndDelete(ctx context.Context, key K, base tidemark.Version, op tidemark.OpID) (tidemark.Version, error) {
-	arg, _, err := s.key.argument(key)
+	arg, _, err := s.key.Argument(key)
 	if err != nil {
 		return 0, unavailable("compare and delete", err)
 	}

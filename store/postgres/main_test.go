@@ -1,0 +1,84 @@
+package postgres
+
+import (
+	"context"
+	"crypto/rand"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// patience bounds what a correct program does soon.
+const patience = 20 * time.Second
+
+// pgExec is the driver that pgtest asks for.
+func pgExec(ctx context.Context, url, command string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, command)
+	return err
+}
+
+// open returns a pool of connections to url.
+func open(t testing.TB, url string, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+	t.Helper()
+	c, err := pgxpool.ParseConfig(url)
+	require.NoError(t, err)
+	c.MaxConns = 16
+	for _, f := range change {
+		f(c)
+	}
+	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), c)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// newDB returns a pool of connections to a database of the test's own.
+func newDB(t testing.TB, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+	t.Helper()
+	return open(t, pgtest.Database(t, pgExec), change...)
+}
+
+// newStore returns a store whose tables exist.
+func newStore[K comparable, V any](t testing.TB, db DB, o Options[K, V]) *Store[K, V] {
+	t.Helper()
+	s, err := New(db, o)
+	require.NoError(t, err)
+	require.NoError(t, s.CreateTables(t.Context()))
+	return s
+}
+
+// newOp returns an operation id that nobody has used.
+func newOp() (op tidemark.OpID) {
+	rand.Read(op[:])
+	return op
+}
+
+func exec(t testing.TB, db DB, query string, args ...any) {
+	t.Helper()
+	_, err := db.Exec(t.Context(), query, args...)
+	require.NoError(t, err, query)
+}
+
+// get returns what a query of one value returns.
+func get[T any](t testing.TB, db DB, query string, args ...any) (v T) {
+	t.Helper()
+	rows, err := db.Query(t.Context(), query, args...)
+	require.NoError(t, err, query)
+	v, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
+	require.NoError(t, err, query)
+	return v
+}
