@@ -2778,7 +2778,7 @@ var guards = []guard{
 		new:    `	config.RuntimeParams["tidemark.none"] = `,
 		breaks: "a relay that is stopped keeps the others from working",
 		test:   "TestStorm_ARelayThatIsStopped",
-		module: "store/postgres",
+		module: "integration",
 		pkg:    "./outbox",
 	},
 	{
@@ -2848,5 +2848,15 @@ var guards = []guard{
 		new:    "\tnow := r.c.moments()\n\tnow.Mono += int64(r.beat)\n\tnonce := r.asked.Send(now)\n",
 		breaks: "age counts from when a probe is back, or nearly (S61)",
 		test:   "TestProber_AgeCountsFromTheSending",
+	},
+	{
+		name:   "relay triggers 3",
+		file:   "store/postgres/outbox/session.go",
+		old:    "\t\t\terr = s.inspect(ctx) // the one before",
+		new:    "\t\t\t// the one before",
+		breaks: "a relay that takes over tells everything once more",
+		test:   "TestRelay_TheNextKnowsWhatWasTold",
+		module: "store/postgres",
+		pkg:    "./outbox",
 	},
 }

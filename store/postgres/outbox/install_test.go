@@ -227,12 +227,12 @@ type noHint struct{ tidemark.Hint }
 
 // TestMigration_NamesFit: the longest name that is allowed is cut nowhere.
 func TestMigration_NamesFit(t *testing.T) {
-	name := strings.Repeat("x", 46)
+	name := strings.Repeat("X", 46)
 	d := newDatabase(t, Table{})
-	d.exec(`CREATE SCHEMA s`, fmt.Sprintf(`CREATE TABLE s.%s (key int PRIMARY KEY, version bigint)`, name))
+	d.exec(`CREATE SCHEMA s`, fmt.Sprintf(`CREATE TABLE s."%s" (key int PRIMARY KEY, version bigint)`, name))
 	table := Table{Name: "s." + name, Raise: true}
 	require.NoError(t, Install(t.Context(), d, table))
 	require.NoError(t, Check(t.Context(), d, table))
-	d.exec(fmt.Sprintf(`INSERT INTO s.%s VALUES (1, 1)`, name))
-	assert.EqualValues(t, 1, scalar[int64](d, fmt.Sprintf(`SELECT count(*) FROM s.%s_outbox WHERE key = '1'`, name)))
+	d.exec(fmt.Sprintf(`INSERT INTO s."%s" VALUES (1, 1)`, name))
+	assert.EqualValues(t, 1, scalar[int64](d, fmt.Sprintf(`SELECT count(*) FROM s."%s_outbox" WHERE key = '1'`, name)))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -18,6 +19,8 @@ import (
 	"github.com/tidemark-go/tidemark/internal/pgtest"
 	"github.com/tidemark-go/tidemark/internal/wire"
 )
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 // execute is a [pgtest.Exec].
 func execute(ctx context.Context, url, command string) error {
@@ -201,11 +204,6 @@ const patience = 20 * time.Second
 
 // eventually waits until something is so.
 func eventually(t testing.TB, is func() bool, format string, args ...any) {
-	t.Helper()
-	eventuallyWithin(t, patience, is, format, args...)
-}
-
-func eventuallyWithin(t testing.TB, patience time.Duration, is func() bool, format string, args ...any) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !is(); {
 		if time.Now().After(deadline) {

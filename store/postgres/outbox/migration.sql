@@ -87,16 +87,16 @@ BEGIN
 		)
 		SELECT oid FROM tree ORDER BY oid
 	LOOP
-		EXECUTE format('CREATE OR REPLACE TRIGGER {trigger}_insert AFTER INSERT ON %s'
+		EXECUTE format('CREATE OR REPLACE TRIGGER "{trigger}_insert" AFTER INSERT ON %s'
 			' REFERENCING NEW TABLE AS after_rows FOR EACH STATEMENT EXECUTE FUNCTION {tell}()', part);
-		EXECUTE format('CREATE OR REPLACE TRIGGER {trigger}_update AFTER UPDATE ON %s'
+		EXECUTE format('CREATE OR REPLACE TRIGGER "{trigger}_update" AFTER UPDATE ON %s'
 			' REFERENCING OLD TABLE AS before_rows NEW TABLE AS after_rows FOR EACH STATEMENT EXECUTE FUNCTION {tell}()', part);
-		EXECUTE format('CREATE OR REPLACE TRIGGER {trigger}_delete AFTER DELETE ON %s'
+		EXECUTE format('CREATE OR REPLACE TRIGGER "{trigger}_delete" AFTER DELETE ON %s'
 			' REFERENCING OLD TABLE AS before_rows FOR EACH STATEMENT EXECUTE FUNCTION {tell}()', part);
-		EXECUTE format('CREATE OR REPLACE TRIGGER {trigger}_truncate AFTER TRUNCATE ON %s'
+		EXECUTE format('CREATE OR REPLACE TRIGGER "{trigger}_truncate" AFTER TRUNCATE ON %s'
 			' FOR EACH STATEMENT EXECUTE FUNCTION {tell}()', part);
-		EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER {trigger}_insert, ENABLE ALWAYS TRIGGER {trigger}_update,'
-			' ENABLE ALWAYS TRIGGER {trigger}_delete, ENABLE ALWAYS TRIGGER {trigger}_truncate', part);
+		EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "{trigger}_insert", ENABLE ALWAYS TRIGGER "{trigger}_update",'
+			' ENABLE ALWAYS TRIGGER "{trigger}_delete", ENABLE ALWAYS TRIGGER "{trigger}_truncate"', part);
 	END LOOP;
 END
 $tidemark$;

@@ -8,6 +8,6 @@ BEGIN
 	RETURN NEW;
 END
 $tidemark$;
-CREATE OR REPLACE TRIGGER {trigger}_raise BEFORE UPDATE ON {table}
+CREATE OR REPLACE TRIGGER "{trigger}_raise" BEFORE UPDATE ON {table}
 	FOR EACH ROW WHEN (NEW.{version} IS NULL OR NEW.{version} <= OLD.{version}) EXECUTE FUNCTION {raise}();
-ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}_raise;
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER "{trigger}_raise";

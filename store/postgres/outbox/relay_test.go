@@ -302,6 +302,30 @@ func TestRelay_Handover(t *testing.T) {
 	assert.True(t, relays[0].Stats().Working)
 }
 
+// TestRelay_TheNextKnowsWhatWasTold: one that has waited since before the first one
+// told everything does not do so again.
+func TestRelay_TheNextKnowsWhatWasTold(t *testing.T) {
+	d, log, next := newDatabase(t, accounts), &memLog{}, &memLog{}
+	sessions := func() int64 {
+		return scalar[int64](d, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tidemark relay' AND query LIKE '%lock%'`)
+	}
+	waits, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	log.hook(func(wire.Message) { once.Do(func() { close(waits); <-release }) })
+	first := newRelay(t, d.url, log.invalidator())
+	<-waits
+	second := newRelay(t, d.url, next.invalidator())
+	eventually(t, func() bool { return sessions() > 0 }, "the second does not wait")
+	close(release)
+	works(t, first)
+	closeRelay(t, first)
+	works(t, second)
+	d.exec(`INSERT INTO accounts VALUES ('a', 1, 1)`)
+	hears(t, next, "a@1")
+	assert.Equal(t, []string{"*"}, log.told())
+	assert.Equal(t, []string{"a@1"}, next.told())
+}
+
 // TestRelay_NoticesTriggersThatWereAway: while one does not fire no probe is
 // answered, and when all do again everything may have changed.
 func TestRelay_NoticesTriggersThatWereAway(t *testing.T) {

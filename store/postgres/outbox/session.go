@@ -126,6 +126,9 @@ func (s *session) lead() error {
 		if err == nil && mine {
 			_, err = s.conn.Exec(ctx, s.o.Table.render(`LISTEN "{channel}"`))
 		}
+		if err == nil && mine {
+			err = s.inspect(ctx) // the one before may have told of what it found
+		}
 		cancel()
 		if err != nil {
 			return fmt.Errorf("take the lock: %w", err)

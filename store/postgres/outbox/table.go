@@ -21,8 +21,8 @@ const defaultBulk = 100_000
 // and store/sqlstore give it.
 type Table struct {
 	// Name names the table, optionally with a schema ("billing.accounts"). Each part
-	// consists of lower-case ASCII letters, digits and underscores, begins with no
-	// digit and has at most 46 bytes. Empty means "tidemark".
+	// consists of ASCII letters, digits and underscores, begins with no digit and has
+	// at most 46 bytes; it is quoted, so its case counts. Empty means "tidemark".
 	Name string
 
 	// Key is the column with the cache's key. Empty means "key". If several rows
@@ -52,7 +52,7 @@ type Table struct {
 
 // part is one part of a name. What is made of it stays within PostgreSQL's 63
 // bytes, beyond which names are cut without a word.
-const part = `[a-z_][a-z0-9_]{0,45}`
+const part = `[A-Za-z_][A-Za-z0-9_]{0,45}`
 
 var (
 	tableName  = regexp.MustCompile(`^(` + part + `\.)?` + part + `$`)
@@ -77,7 +77,7 @@ func (t Table) normal() (Table, error) {
 		mistakes = append(mistakes, &tidemark.OptionError{Field: "Table." + field, Problem: fmt.Sprintf(format, args...)})
 	}
 	if !tableName.MatchString(t.Name) {
-		wrong("Name", "is %q, want lower-case letters, digits and underscores, at most 46, and at most one dot", t.Name)
+		wrong("Name", "is %q, want letters, digits and underscores, at most 46, and at most one dot", t.Name)
 	}
 	if !columnName.MatchString(t.Key) {
 		wrong("Key", "is %q, want letters, digits and underscores, at most 63", t.Key)

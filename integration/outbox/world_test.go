@@ -1,3 +1,9 @@
+// Package outbox tests that of PostgreSQL with everything real: caches, their log on a
+// nats-server, relays, and the database, of which all but the caches are processes of
+// their own that can be killed. Package store/postgres/outbox has the other tests.
+//
+//	go test -run Storm ./outbox -outbox.storm 5m -v
+//	go test -run Bulk ./outbox -outbox.rows 1000000 -v
 package outbox
 
 import (
@@ -25,6 +31,7 @@ import (
 
 	"github.com/tidemark-go/tidemark"
 	"github.com/tidemark-go/tidemark/internal/pgtest"
+	"github.com/tidemark-go/tidemark/store/postgres/outbox"
 )
 
 // Tests that kill a relay or a nats-server have it in a process of its own: this
@@ -88,17 +95,64 @@ func relayPart() error {
 	if err != nil {
 		return err
 	}
-	_, err = NewRelay(RelayOptions{Config: config, Table: raised, Invalidator: onStream(nc), Poll: 50 * time.Millisecond, Lease: time.Second, Collapse: -1})
+	_, err = outbox.NewRelay(outbox.RelayOptions{Config: config, Table: raised, Invalidator: onStream(nc), Poll: 50 * time.Millisecond, Lease: time.Second, Collapse: -1})
 	return err
 }
 
 // raised is the table of these tests: its writers need not know of versions.
-var raised = Table{Name: "accounts", Raise: true}
+var raised = outbox.Table{Name: "accounts", Raise: true}
 
 // onStream returns the invalidator of these tests.
 func onStream(nc *nats.Conn) tidemark.Invalidator {
 	return tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Beat: 50 * time.Millisecond,
 		Stream: &tidemark.NATSStream{Replicas: 1}})
+}
+
+const createAccounts = `CREATE TABLE accounts (key text PRIMARY KEY, value bigint, version bigint NOT NULL)`
+
+const patience = 20 * time.Second
+
+// eventually waits until something is so; the argument says what is so instead.
+func eventually(t testing.TB, patience time.Duration, is func() bool, what string, instead ...func() any) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			for _, f := range instead {
+				what += fmt.Sprintf(": %+v", f())
+			}
+			require.FailNow(t, what)
+		}
+	}
+}
+
+// A database is a connection to one.
+type database struct {
+	t testing.TB
+	*pgx.Conn
+}
+
+func openDatabase(t testing.TB, url string) *database {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return &database{t, conn}
+}
+
+// exec runs commands, each in a transaction of its own.
+func (d *database) exec(commands ...string) {
+	d.t.Helper()
+	for _, c := range commands {
+		_, err := d.Exec(d.t.Context(), c)
+		require.NoError(d.t, err, c)
+	}
+}
+
+// scalar returns the only value of a query.
+func scalar[T any](d *database, query string, args ...any) (v T) {
+	d.t.Helper()
+	require.NoError(d.t, d.QueryRow(d.t.Context(), query, args...).Scan(&v), query)
+	return v
 }
 
 // A world is a database, a nats-server and relays, each in a process of its own.
@@ -118,13 +172,13 @@ type child struct {
 }
 
 // newWorld starts everything, with a table of so many rows.
-func newWorld(t *testing.T, rows, relays int, table Table) *world {
+func newWorld(t *testing.T, rows, relays int, table outbox.Table) *world {
 	t.Helper()
 	w := &world{t: t, pg: pgtest.Start(t, "fsync=off", "max_connections=200", "max_wal_size=4GB"), dir: t.TempDir()}
 	d := openDatabase(t, w.pg.URL)
 	d.exec(createAccounts,
 		fmt.Sprintf(`INSERT INTO accounts SELECT 'k' || n, 0, 1 FROM generate_series(0, %d) n`, rows-1), `ANALYZE accounts`)
-	require.NoError(t, Install(t.Context(), d, table))
+	require.NoError(t, outbox.Install(t.Context(), d, table))
 	w.port = freePort(t)
 	t.Cleanup(func() {
 		for _, c := range append(w.relay, w.nats) {
@@ -240,7 +294,7 @@ func (w *world) replicas(n int, entries int64) (all []*tidemark.Cache[string, in
 	pool, err := pgxpool.NewWithConfig(w.t.Context(), config)
 	require.NoError(w.t, err)
 	w.t.Cleanup(pool.Close)
-	prober, err := NewProber(pool, raised)
+	prober, err := outbox.NewProber(pool, raised)
 	require.NoError(w.t, err)
 	for range n {
 		nc, err := nats.Connect("nats://127.0.0.1:"+w.port, tidemark.NATSConnectOptions()...)
@@ -294,10 +348,10 @@ func settled(t *testing.T, all []*tidemark.Cache[string, int64]) {
 	t.Helper()
 	began := time.Now()
 	for i, c := range all {
-		eventually(t, func() bool {
+		eventually(t, patience, func() bool {
 			fresh := c.Stats().Fresh
 			return fresh >= 0 && fresh < time.Since(began)
-		}, "replica %d is not fresh: %v", i, func() []string { return []string{c.Stats().Fresh.String(), c.Stats().State.String()} })
+		}, fmt.Sprintf("replica %d is not fresh", i), func() any { return c.Stats() })
 	}
 }
 

@@ -71,7 +71,7 @@ func testBulk(t *testing.T, rows, bulk int) {
 	d.exec(`UPDATE accounts SET value = value + 1`)
 	committed.Store(time.Now().UnixNano())
 	statement := time.Since(began)
-	eventuallyWithin(t, 5*time.Minute, func() bool { return d.waitsForChanges() == 0 }, "it is not told")
+	eventually(t, 5*time.Minute, func() bool { return d.waitsForChanges() == 0 }, "it is not told")
 	told := time.Since(began) - statement
 	settled(t, all)
 	heard := time.Since(began) - statement
@@ -321,7 +321,7 @@ func TestStorm_ARelayThatIsStopped(t *testing.T) {
 	heard := func(why string) {
 		applies := c.Stats().Applies
 		d.exec(`UPDATE accounts SET value = value + 1 WHERE key = 'k1'`)
-		eventually(t, func() bool { return c.Stats().Applies > applies }, "%s", why)
+		eventually(t, patience, func() bool { return c.Stats().Applies > applies }, why)
 	}
 	heard("at first")
 	for i, r := range w.relay { // one of them works
