@@ -55,19 +55,11 @@ func runRelay(ctx context.Context, args []string, std streams) int {
 	if status, done := parse(flags, args); done {
 		return status
 	}
-	err := target.validate()
-	switch {
-	case flags.NArg() > 0:
-		err = fmt.Errorf("%q is one argument too many", flags.Arg(0))
-	case err == nil && bus.name == "":
-		err = errors.New("-name is required")
-	case err == nil && *epoch > math.MaxUint32:
-		err = errors.New("-epoch is below 1<<32")
+	if err := validateRelay(flags, &target, bus.name, *epoch); err != nil {
+		return complain(std, "relay", err)
 	}
-	if err == nil {
-		o.Config, err = target.config()
-	}
-	if err != nil {
+	var err error
+	if o.Config, err = target.config(); err != nil {
 		return complain(std, "relay", err)
 	}
 	o.Table, o.SourceEpoch = target.table, uint32(*epoch)
@@ -90,6 +82,19 @@ func runRelay(ctx context.Context, args []string, std streams) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// validateRelay returns the first mistake in what cannot be left to NewRelay.
+func validateRelay(flags *flag.FlagSet, target *pgTarget, name string, epoch uint) error {
+	switch {
+	case flags.NArg() > 0:
+		return fmt.Errorf("%q is one argument too many", flags.Arg(0))
+	case name == "":
+		return errors.New("-name is required")
+	case epoch > math.MaxUint32:
+		return errors.New("-epoch is below 1<<32")
+	}
+	return target.validate()
 }
 
 // report writes what a relay has counted, until ctx ends.

@@ -114,7 +114,7 @@ WITH RECURSIVE tree AS (
 	LEFT JOIN pg_proc p ON p.oid = t.tgfoid
 )
 SELECT coalesce(md5(string_agg(concat_ws('/', oid, trigger, made, written, good), ',' ORDER BY oid, name)), ''),
-	coalesce(string_agg(name || ' on ' || oid::regclass, ', ' ORDER BY oid, name) FILTER (WHERE good IS NOT TRUE), '')
+	coalesce(string_agg(name || ' on ' || coalesce(oid::regclass::text, 'a table that is not there'), ', ' ORDER BY oid, name) FILTER (WHERE good IS NOT TRUE), '')
 FROM have`
 
 // check returns what is wrong with the outbox.
@@ -136,11 +136,11 @@ SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, 
 		found("there is no table %s", t.Name)
 		return problems, nil
 	case !installed:
-		found("%s does not exist: install the outbox", t.outbox())
+		found("%s does not exist: install the outbox", t.Outbox)
 		return problems, nil
 	}
 	if comment != mark {
-		found("%s is %q, want %q: install the outbox again", t.outbox(), comment, mark)
+		found("%s is %q, want %q: install the outbox again", t.Outbox, comment, mark)
 	}
 	if standby {
 		found("the server is a standby: a relay needs the primary")

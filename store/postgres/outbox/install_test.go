@@ -197,6 +197,9 @@ func TestCheck(t *testing.T) {
 		require.NoError(t, Install(t.Context(), d, accounts))
 		require.NoError(t, Check(t.Context(), d, accounts))
 	}
+	d.exec(`ALTER TABLE accounts RENAME TO elsewhere`)
+	assert.Contains(t, problem(accounts), "no table")
+	d.exec(`ALTER TABLE elsewhere RENAME TO accounts`)
 	d.exec(`COMMENT ON TABLE accounts_outbox IS 'tidemark outbox 0'`)
 	assert.Contains(t, problem(accounts), "install the outbox again")
 	d.exec(`DROP TABLE accounts_outbox CASCADE`)
@@ -204,8 +207,8 @@ func TestCheck(t *testing.T) {
 }
 
 func TestOptions_MistakesAreReportedAtOnce(t *testing.T) {
-	_, err := Migration(Table{Name: "Robert'); --", Key: "a b", Version: `"`, Bulk: -1})
-	for _, field := range []string{"Name", "Key", "Version", "Bulk"} {
+	_, err := Migration(Table{Name: "Robert'); --", Outbox: "o o", Key: "a b", Version: `"`, Bulk: -1})
+	for _, field := range []string{"Name", "Outbox", "Key", "Version", "Bulk"} {
 		assert.ErrorContains(t, err, "Table."+field)
 	}
 	_, err = Migration(Table{Version: NoVersion, Raise: true})

@@ -29,17 +29,27 @@ CREATE TABLE IF NOT EXISTS {outbox} (
 COMMENT ON TABLE {outbox} IS '{mark}';
 
 -- Which triggers were in place when the relay last told that everything may have
--- changed. If others are now, there may have been none in between.
+-- changed: if others are now, there may have been none in between. And the cache that
+-- it is told to: what is told is gone, so another cache would miss it.
 CREATE TABLE IF NOT EXISTS {state} (
 	only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-	watched  text    NOT NULL DEFAULT ''
+	watched  text    NOT NULL DEFAULT '',
+	cache    text    NOT NULL DEFAULT '' -- to which all of it is told; '' until then
 );
 INSERT INTO {state} DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- What one statement has changed, however many rows: at most {bulk} keys, or else
--- one row that says that everything may have changed.
+-- one row that says that everything may have changed. It runs with its owner's
+-- rights, so it names the schema, and nobody's tables or operators can stand in for
+-- what it means.
+DO $tidemark$
+DECLARE
+	outbox text := (SELECT format('%I.%I', n.nspname, c.relname)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = '{outbox}'::regclass);
+BEGIN
+	EXECUTE replace($function$
 CREATE OR REPLACE FUNCTION {tell}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER AS $tidemark$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
 	changed bigint := 1;
 BEGIN
@@ -51,27 +61,22 @@ BEGIN
 	IF changed = 0 THEN
 		RETURN NULL;
 	ELSIF TG_OP = 'TRUNCATE' OR changed > {bulk} THEN
-		INSERT INTO {outbox} (key) VALUES (NULL);
+		INSERT INTO @outbox (key) VALUES (NULL);
 	ELSIF TG_OP = 'INSERT' THEN
-		INSERT INTO {outbox} (key, version) {inserted};
+		INSERT INTO @outbox (key, version) {inserted};
 	ELSIF TG_OP = 'DELETE' THEN
-		INSERT INTO {outbox} (key) {deleted};
+		INSERT INTO @outbox (key) {deleted};
 	ELSE
-		INSERT INTO {outbox} (key, version) {updated};
+		INSERT INTO @outbox (key, version) {updated};
 	END IF;
 	{notify}
 	RETURN NULL;
 END
-$tidemark$;
-REVOKE ALL ON FUNCTION {tell}() FROM PUBLIC;
-
--- It runs with its owner's rights, so nobody else's tables may stand in its way.
-DO $tidemark$
-BEGIN
-	EXECUTE format('ALTER FUNCTION {tell}() SET search_path = pg_catalog, %s, pg_temp',
-		(SELECT relnamespace::regnamespace FROM pg_class WHERE oid = '{outbox}'::regclass));
+$body$
+$function$, '@outbox', outbox);
 END
 $tidemark$;
+REVOKE ALL ON FUNCTION {tell}() FROM PUBLIC;
 
 -- A statement fires the triggers of the table that it names only, so each
 -- partition has its own. ALWAYS: whatever session_replication_role is.

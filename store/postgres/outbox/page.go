@@ -213,7 +213,7 @@ func (s *session) tell(p *page) error {
 	ctx, cancel := s.bounded()
 	defer cancel()
 	if s.alarming(p) {
-		if _, err := s.conn.Exec(ctx, s.query.seen, p.watched); err != nil {
+		if _, err := s.conn.Exec(ctx, s.query.seen, p.watched, s.cache()); err != nil {
 			return fmt.Errorf("remember the triggers: %w", err)
 		}
 		s.watched = p.watched

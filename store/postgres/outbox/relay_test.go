@@ -326,6 +326,44 @@ func TestRelay_TheNextKnowsWhatWasTold(t *testing.T) {
 	assert.Equal(t, []string{"a@1"}, next.told())
 }
 
+// TestRelay_OneOutboxForEachCache: what is told to one cache is gone, so another one
+// on the same table has an outbox of its own, and is refused this one.
+func TestRelay_OneOutboxForEachCache(t *testing.T) {
+	d, log, other := newDatabase(t, accounts), &memLog{}, &memLog{}
+	works(t, newRelay(t, d.url, log.invalidator()))
+	inv := other.invalidator()
+	inv.Schema = "2"
+	r := newRelay(t, d.url, inv)
+	eventually(t, func() bool { return r.Stats().Failures > 0 }, "it is not refused")
+	assert.ErrorContains(t, r.Stats().Err, "told to the cache accounts, and not to accounts of schema 2")
+	closeRelay(t, r)
+
+	second := Table{Name: "accounts", Outbox: "accounts_2"}
+	require.NoError(t, Install(t.Context(), d, second))
+	require.NoError(t, Check(t.Context(), d, second))
+	works(t, newRelay(t, d.url, inv, func(o *RelayOptions) { o.Table = second }))
+	d.exec(`INSERT INTO accounts VALUES ('a', 1, 1)`)
+	hears(t, log, "a@1")
+	hears(t, other, "a@1")
+	removal, err := Removal(second)
+	require.NoError(t, err)
+	d.exec(removal)
+	require.NoError(t, Check(t.Context(), d, accounts))
+	d.exec(`INSERT INTO accounts VALUES ('b', 1, 1)`)
+	hears(t, log, "b@1")
+}
+
+// TestRelay_ATableThatIsAway: nothing is heard of it, so no probe is answered.
+func TestRelay_ATableThatIsAway(t *testing.T) {
+	d, log := newDatabase(t, accounts), &memLog{}
+	r := newRelay(t, d.url, log.invalidator())
+	works(t, r)
+	d.exec(`ALTER TABLE accounts RENAME TO elsewhere`, `INSERT INTO accounts_outbox (origin, nonce) VALUES (7, 1)`)
+	eventually(t, func() bool { return d.waiting() == 0 }, "the probe stays")
+	assert.Contains(t, r.Stats().Unheard, "not there")
+	assert.NotContains(t, log.told(), "probe 7.1")
+}
+
 // TestRelay_NoticesTriggersThatWereAway: while one does not fire no probe is
 // answered, and when all do again everything may have changed.
 func TestRelay_NoticesTriggersThatWereAway(t *testing.T) {

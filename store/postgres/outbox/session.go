@@ -46,7 +46,7 @@ func newQueries(t Table) queries {
 		state: t.render(`SELECT o.oid::bigint, coalesce(obj_description(o.oid, 'pg_class'), ''), pg_is_in_recovery(),
 	coalesce((SELECT a.atttypid::regtype::text FROM pg_attribute a
 		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped), ''),
-	coalesce((SELECT watched FROM {state}), '')
+	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), '')
 	FROM pg_class o WHERE o.oid = '{outbox}'::regclass`),
 		look: t.render(`SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, s::text,
 	coalesce(pg_sequence_last_value(pg_get_serial_sequence('{outbox}', 'id')::regclass), 0)
@@ -61,7 +61,7 @@ func newQueries(t Table) queries {
 		collapse: t.render(`WITH gone AS (DELETE FROM {outbox} WHERE id IN (SELECT id FROM {outbox}
 	WHERE id > $1 AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) ORDER BY id LIMIT $3) RETURNING id)
 	SELECT count(*), coalesce(max(id), 0) FROM gone`),
-		seen: t.render(`UPDATE {state} SET watched = $1`),
+		seen: t.render(`UPDATE {state} SET watched = $1, cache = $2`),
 	}
 }
 
@@ -95,16 +95,18 @@ func (r *Relay) connect() (*session, error) {
 
 // inspect looks at what is installed.
 func (s *session) inspect(ctx context.Context) error {
-	var comment, keyColumn string
+	var comment, keyColumn, cache string
 	var standby bool
-	err := s.conn.QueryRow(ctx, s.query.state, s.o.Table.Key).Scan(&s.id, &comment, &standby, &keyColumn, &s.watched)
+	err := s.conn.QueryRow(ctx, s.query.state, s.o.Table.Key).Scan(&s.id, &comment, &standby, &keyColumn, &s.watched, &cache)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look at the outbox: %w", err)
 	case comment != mark:
-		return fmt.Errorf("%s is %q, want %q: install it again", s.o.Table.outbox(), comment, mark)
+		return fmt.Errorf("%s is %q, want %q: install it again", s.o.Table.Outbox, comment, mark)
 	case standby:
 		return errors.New("the server is a standby")
+	case cache != "" && cache != s.cache():
+		return fmt.Errorf("what %s has is told to the cache %s, and not to %s: install an outbox of its own for that", s.o.Table.Outbox, cache, s.cache())
 	case keyColumn == "":
 		return fmt.Errorf("%s has no column %q", s.o.Table.Name, s.o.Table.Key)
 	}
@@ -112,9 +114,22 @@ func (s *session) inspect(ctx context.Context) error {
 	return nil
 }
 
+// cache names the cache that hears this relay.
+func (r *Relay) cache() string {
+	if r.o.Invalidator.Schema == "" {
+		return r.o.Invalidator.Name
+	}
+	return r.o.Invalidator.Name + " of schema " + r.o.Invalidator.Schema
+}
+
+// serverTimeout bounds one call to the server. It is long: what is deleted and not
+// vacuumed takes time to go through, and the lease does not run while the server is
+// at work.
+const serverTimeout = time.Minute
+
 // bounded returns a context for one call to the server.
 func (r *Relay) bounded() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(r.life, r.o.Lease)
+	return context.WithTimeout(r.life, serverTimeout)
 }
 
 // lead returns once this session is the one that works.

@@ -25,6 +25,11 @@ type Table struct {
 	// at most 46 bytes; it is quoted, so its case counts. Empty means "tidemark".
 	Name string
 
+	// Outbox names the outbox, in the form of Name. Empty means Name with "_outbox"
+	// appended. Each cache in front of the table needs one of its own, also one of
+	// another Schema: what a relay has told is gone.
+	Outbox string
+
 	// Key is the column with the cache's key. Empty means "key". If several rows
 	// have the same, Version must be NoVersion.
 	Key string
@@ -45,8 +50,9 @@ type Table struct {
 	Bulk int
 
 	// NoNotify leaves out NOTIFY. With it a relay hears of a change at once; but
-	// PostgreSQL lets transactions with a NOTIFY commit one after the other only.
-	// Without, a change waits for the relay's next look, see [RelayOptions].
+	// PostgreSQL lets transactions with a NOTIFY commit one after the other only, and
+	// refuses to PREPARE them. Without, a change waits for the relay's next look, see
+	// [RelayOptions].
 	NoNotify bool
 }
 
@@ -67,6 +73,7 @@ func (t Table) normal() (Table, error) {
 		}
 	}
 	fill(&t.Name, "tidemark")
+	fill(&t.Outbox, t.Name+"_outbox")
 	fill(&t.Key, "key")
 	fill(&t.Version, "version")
 	if t.Bulk == 0 {
@@ -78,6 +85,9 @@ func (t Table) normal() (Table, error) {
 	}
 	if !tableName.MatchString(t.Name) {
 		wrong("Name", "is %q, want letters, digits and underscores, at most 46, and at most one dot", t.Name)
+	}
+	if t.Outbox != t.Name+"_outbox" && !tableName.MatchString(t.Outbox) {
+		wrong("Outbox", "is %q, want letters, digits and underscores, at most 46, and at most one dot", t.Outbox)
 	}
 	if !columnName.MatchString(t.Key) {
 		wrong("Key", "is %q, want letters, digits and underscores, at most 63", t.Key)
@@ -94,9 +104,6 @@ func (t Table) normal() (Table, error) {
 	return t, errors.Join(mistakes...)
 }
 
-// outbox returns the name of the outbox's table.
-func (t Table) outbox() string { return t.Name + "_outbox" }
-
 // schemaVersion is that of migration.sql. It is raised when an older relay could
 // not read what a newer migration makes, or the other way round.
 const schemaVersion = "1"
@@ -107,11 +114,11 @@ const mark = "tidemark outbox " + schemaVersion
 // render fills in the names in SQL of this package.
 func (t Table) render(query string) string {
 	quote := func(name string) string { return `"` + strings.ReplaceAll(name, ".", `"."`) + `"` }
-	base := t.Name[strings.LastIndexByte(t.Name, '.')+1:]
+	base := t.Outbox[strings.LastIndexByte(t.Outbox, '.')+1:]
 	names := strings.NewReplacer(
-		"{table}", quote(t.Name), "{outbox}", quote(t.outbox()), "{state}", quote(t.outbox()+"_state"),
-		"{tell}", quote(t.outbox()+"_tell"), "{raise}", quote(t.outbox()+"_raise"),
-		"{trigger}", base+"_outbox", "{channel}", base+"_outbox",
+		"{table}", quote(t.Name), "{outbox}", quote(t.Outbox), "{state}", quote(t.Outbox+"_state"),
+		"{tell}", quote(t.Outbox+"_tell"), "{raise}", quote(t.Outbox+"_raise"),
+		"{trigger}", base, "{channel}", base,
 		"{key}", quote(t.Key), "{version}", quote(t.Version),
 		"{bulk}", strconv.Itoa(t.Bulk), "{schema}", schemaVersion, "{mark}", mark,
 	)
