@@ -289,6 +289,7 @@ func TestStorm_NothingIsLost(t *testing.T) {
 
 	d := openDatabase(t, s.pg.URL)
 	settled(t, all)
+	eventually(t, patience, func() bool { return d.waitsForChanges() == 0 }, "the outbox is not emptied")
 	fill(t, all, stormKeys)
 	bad, held := wrong(t, d, all)
 	lost := 0

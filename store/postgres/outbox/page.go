@@ -25,9 +25,11 @@ import (
 //
 // There is such a place all the same, the floor, to spare each look all the rows
 // that are deleted and not yet vacuumed. It is moved up only to where no row can
-// appear any more: to an id that was drawn before a moment when every transaction
-// that had a transaction id by then has ended, and after a pass that began later.
-// (A row has its transaction's id before it has its own, see migration.sql.)
+// appear any more: to an id that has been told, once every transaction that could
+// have drawn a smaller one has ended, at the end of a pass that began after that. A
+// row has its transaction's id before it has its own, see migration.sql, so that was
+// smaller than the transaction id of the relay's next deletion; and when xmin has
+// come that far, it has ended.
 //
 // # Why a probe proves something
 //
@@ -58,11 +60,11 @@ type page struct {
 
 // A view is what a look says beside the rows.
 type view struct {
-	xmin, xmax int64  // of its snapshot
-	snapshot   string // of which all pages of a pass answer probes
-	drawn      int64  // the id that was drawn last
-	watched    string // what the triggers are
-	missing    string // which of them do not fire
+	xmin     int64  // of its snapshot
+	snapshot string // of which all pages of a pass answer probes
+	drawn    int64  // the id that was drawn last
+	watched  string // what the triggers are
+	missing  string // which of them do not fire
 }
 
 // passPages is how many pages a pass has at most, so that what appears behind it
@@ -105,7 +107,7 @@ func (s *session) pass() (whole bool, err error) {
 			}
 		}
 		if whole {
-			s.raise(first, p.view, from)
+			s.raise(first, from)
 			return true, nil
 		}
 	}
@@ -113,12 +115,14 @@ func (s *session) pass() (whole bool, err error) {
 }
 
 // raise moves the floor at the end of a whole pass, which has told all up to upTo.
-func (s *session) raise(first, last view, upTo int64) {
+// (The xmax of its last snapshot would not do for under: it is one above the latest
+// that has ended, and others above that may be under way.)
+func (s *session) raise(first view, upTo int64) {
 	if s.under != 0 && first.xmin >= s.under {
 		s.floor, s.under = s.candidate, 0
 	}
 	if s.under == 0 && upTo > s.floor {
-		s.candidate, s.under = upTo, last.xmax
+		s.candidate, s.under = upTo, s.latest
 	}
 }
 
@@ -132,7 +136,7 @@ func (s *session) look(from int64, within *string) (*page, error) {
 	var b pgx.Batch
 	b.Queue(`BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`)
 	b.Queue(s.query.look).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&p.xmin, &p.xmax, &p.snapshot, &p.drawn)
+		return row.Scan(&p.xmin, &p.snapshot, &p.drawn)
 	})
 	b.Queue(s.query.watch).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&p.watched, &p.missing)
@@ -219,7 +223,7 @@ func (s *session) tell(p *page) error {
 		s.watched = p.watched
 	}
 	if len(p.ids) > 0 {
-		if _, err := s.conn.Exec(ctx, s.query.forget, p.ids); err != nil {
+		if err := s.conn.QueryRow(ctx, s.query.forget, p.ids).Scan(&s.latest); err != nil {
 			return fmt.Errorf("forget what is told: %w", err)
 		}
 	}
@@ -296,7 +300,7 @@ func (s *session) collapse(p *page, from int64) (upTo int64, err error) {
 	for {
 		ctx, cancel := s.bounded()
 		var n int64
-		err := s.conn.QueryRow(ctx, s.query.collapse, from, p.snapshot, maxBatch).Scan(&n, &upTo)
+		err := s.conn.QueryRow(ctx, s.query.collapse, from, p.snapshot, maxBatch).Scan(&n, &upTo, &s.latest)
 		cancel()
 		if err != nil {
 			return from, fmt.Errorf("forget what is told: %w", err)

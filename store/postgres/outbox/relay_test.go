@@ -67,6 +67,32 @@ func TestS35_ALateCommitIsNotSkipped(t *testing.T) {
 	eventually(t, func() bool { return d.waiting() == 0 }, "the outbox is not emptied")
 }
 
+// TestS35_TheYoungerTransactionDrawsTheSmallerId: a transaction that is under way may
+// have an id above the xmax of a snapshot that was taken meanwhile.
+func TestS35_TheYoungerTransactionDrawsTheSmallerId(t *testing.T) {
+	d, log := newDatabase(t, accounts), &memLog{}
+	s := newSession(t, d, log)
+	pass := func() {
+		whole, err := s.pass()
+		require.NoError(t, err)
+		require.True(t, whole)
+	}
+	pass()
+	older, younger := openDatabase(t, d.url), openDatabase(t, d.url)
+	older.exec(`BEGIN`, `SELECT pg_current_xact_id()`)
+	younger.exec(`BEGIN`, `INSERT INTO accounts VALUES ('low', 1, 1)`)
+	older.exec(`INSERT INTO accounts VALUES ('high', 1, 1)`, `COMMIT`)
+	pass()
+	require.Contains(t, log.told(), "high@1")
+	for n := range 3 {
+		d.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('a%d', 1, 1)`, n))
+		pass()
+	}
+	younger.exec(`COMMIT`)
+	pass()
+	assert.Contains(t, log.told(), "low@1")
+}
+
 // TestRelay_LooksWhereSomethingMayBe: what was told and is not vacuumed is not looked
 // at again, once no transaction of that time is open.
 func TestRelay_LooksWhereSomethingMayBe(t *testing.T) {

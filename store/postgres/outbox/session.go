@@ -34,6 +34,7 @@ type session struct {
 	floor     int64 // no row at or below it will ever appear
 	candidate int64 // the next floor, once what was then under way has ended
 	under     int64 // that is what has a transaction id below this; 0: there is none
+	latest    int64 // transaction id of the latest deletion: all that were under way had a smaller one
 }
 
 // queries are the statements of a session.
@@ -48,7 +49,7 @@ func newQueries(t Table) queries {
 		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped), ''),
 	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), '')
 	FROM pg_class o WHERE o.oid = '{outbox}'::regclass`),
-		look: t.render(`SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint, s::text,
+		look: t.render(`SELECT pg_snapshot_xmin(s)::text::bigint, s::text,
 	coalesce(pg_sequence_last_value(pg_get_serial_sequence('{outbox}', 'id')::regclass), 0)
 	FROM pg_current_snapshot() s`),
 		page: t.render(`SELECT id, key, coalesce(version, 0), origin, coalesce(nonce, 0),
@@ -56,11 +57,11 @@ func newQueries(t Table) queries {
 	WHERE id > $1 AND (origin IS NULL OR pg_visible_in_snapshot(xid, coalesce($2::text::pg_snapshot, pg_current_snapshot())))
 	ORDER BY id LIMIT $3`),
 		watch:  t.render(watchQuery),
-		forget: t.render(`DELETE FROM {outbox} WHERE id = ANY($1)`),
+		forget: t.render(`WITH gone AS (DELETE FROM {outbox} WHERE id = ANY($1)) SELECT pg_current_xact_id()::text::bigint`),
 		count:  t.render(`SELECT count(*) FROM (SELECT FROM {outbox} WHERE id > $1 LIMIT $2) r`),
 		collapse: t.render(`WITH gone AS (DELETE FROM {outbox} WHERE id IN (SELECT id FROM {outbox}
 	WHERE id > $1 AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) ORDER BY id LIMIT $3) RETURNING id)
-	SELECT count(*), coalesce(max(id), 0) FROM gone`),
+	SELECT count(*), coalesce(max(id), 0), pg_current_xact_id()::text::bigint FROM gone`),
 		seen: t.render(`UPDATE {state} SET watched = $1, cache = $2`),
 	}
 }
