@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package outbox tests that of PostgreSQL with everything real: caches, their log on a
 // nats-server, relays, and the database, of which all but the caches are processes of
 // their own that can be killed. Package store/postgres/outbox has the other tests.

@@ -75,6 +75,7 @@ func (r *Relay) connect() (*session, error) {
 	config.RuntimeParams["application_name"] = "tidemark relay"
 	config.RuntimeParams["idle_session_timeout"] = strconv.FormatInt(r.o.Lease.Milliseconds(), 10)
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = strconv.FormatInt(r.o.Lease.Milliseconds(), 10)
+	config.RuntimeParams["default_transaction_isolation"] = "read committed" // no deletion is to be refused
 	// A machine that is gone is noticed in the same time.
 	seconds := strconv.Itoa(max(1, int(r.o.Lease.Seconds()/3)))
 	config.RuntimeParams["tcp_keepalives_idle"] = seconds
