@@ -2674,8 +2674,8 @@ var guards = []guard{
 	{
 		name:   "relay forget 1",
 		file:   "store/postgres/outbox/session.go",
-		old:    "WHERE id = ANY($1)`),",
-		new:    "WHERE id <= (SELECT max(i) FROM unnest($1::bigint[]) i)`),",
+		old:    "WHERE id = ANY($1))",
+		new:    "WHERE id <= (SELECT max(i) FROM unnest($1::bigint[]) i))",
 		breaks: "what was committed while a page was told is forgotten with it (S35)",
 		test:   "TestRelay_ForgetsOnlyWhatItHasTold",
 		module: "store/postgres",
@@ -2824,8 +2824,8 @@ var guards = []guard{
 	{
 		name:   "outbox version 2",
 		file:   "store/postgres/outbox/table.go",
-		old:    "greatest({version}, 1)::bigint",
-		new:    "{version}::bigint",
+		old:    "greatest({version}, 1)::bigint FROM",
+		new:    "{version}::bigint FROM",
 		breaks: "a new row of version 0 counts as a change of unknown version",
 		test:   "TestTriggers_AnyWriterIsHeard",
 		module: "store/postgres",
@@ -2852,8 +2852,8 @@ var guards = []guard{
 	{
 		name:   "relay triggers 3",
 		file:   "store/postgres/outbox/session.go",
-		old:    "\t\t\terr = s.inspect(ctx) // the one before",
-		new:    "\t\t\t// the one before",
+		old:    "\t\t\t\terr = s.inspect(ctx) // the one before",
+		new:    "\t\t\t\t// the one before",
 		breaks: "a relay that takes over tells everything once more",
 		test:   "TestRelay_TheNextKnowsWhatWasTold",
 		module: "store/postgres",

@@ -141,10 +141,9 @@ func (s *session) lead() error {
 		var mine bool
 		err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1::int4, $2::bigint::oid::int4)`, lockClass, s.id).Scan(&mine)
 		if err == nil && mine {
-			_, err = s.conn.Exec(ctx, s.o.Table.render(`LISTEN "{channel}"`))
-		}
-		if err == nil && mine {
-			err = s.inspect(ctx) // the one before may have told of what it found
+			if _, err = s.conn.Exec(ctx, s.o.Table.render(`LISTEN "{channel}"`)); err == nil {
+				err = s.inspect(ctx) // the one before may have told of what it found
+			}
 		}
 		cancel()
 		if err != nil {
