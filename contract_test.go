@@ -49,9 +49,10 @@ func (contract) cache(c *tidemark.Cache[string, int]) {
 
 func (contract) publisher(p *tidemark.Publisher[string]) {
 	var _ func(tidemark.PublisherOptions[string]) (*tidemark.Publisher[string], error) = tidemark.NewPublisher[string]
-	_ = tidemark.PublisherOptions[string]{Invalidator: tidemark.Invalidator{}, KeyCodec: tidemark.KeyCodec[string](nil), SourceEpoch: uint32(1)}
+	_ = tidemark.PublisherOptions[string]{Invalidator: tidemark.Invalidator{}, KeyCodec: tidemark.KeyCodec[string](nil), SourceEpoch: uint32(1), Resumes: true}
 	var _ func(context.Context, string, tidemark.Version) error = p.Invalidate
 	var _ func(context.Context, map[string]tidemark.Version) error = p.InvalidateMany
+	var _ func(...tidemark.Probe) error = p.Answer
 	var _ func(context.Context) error = p.InvalidateAll
 	var _ func(context.Context) error = p.Close
 }
@@ -196,7 +197,12 @@ func (contract) transports(nc *nats.Conn) {
 		Close() error
 	}
 	var _ tidemark.LogReader = reader
-	_ = tidemark.Invalidator{Name: "n", Schema: "1", Hint: hint, Log: log, Beat: time.Second}
+	_ = tidemark.Invalidator{Name: "n", Schema: "1", Hint: hint, Log: log, Beat: time.Second, Prober: tidemark.Prober(nil)}
+	var prober interface {
+		Probe(ctx context.Context, p tidemark.Probe) error
+	}
+	var _ tidemark.Prober = prober
+	_ = tidemark.Probe{Origin: uint64(1), Nonce: uint64(1)}
 
 	var _ func(*nats.Conn, tidemark.NATSOptions) tidemark.Invalidator = tidemark.NATS
 	_ = tidemark.NATSOptions{Name: "n", Schema: "1", Beat: time.Second, Stream: &tidemark.NATSStream{

@@ -72,6 +72,14 @@ type Invalidator struct {
 	Hint Hint
 	Log  Log
 
+	// Prober, if not nil, makes Within hold against the source itself: what a
+	// replica proves then is that it has heard of every change that was committed
+	// there, whoever made it, and not only of those that were acknowledged by the
+	// Log. It takes a Log, and somebody who tells it of all that the source commits.
+	// If nobody does, or not for a while, the entries grow old. It is called every
+	// Beat, by one goroutine.
+	Prober Prober
+
 	// Beat is how often a replica says hello. With a Log that is how often the
 	// Age of all entries begins anew, so it should be a fraction of what reads
 	// ask for by Within; zero means 250ms. Without one, a replica that has not
@@ -110,6 +118,12 @@ func (inv *Invalidator) validate(bad func(field, format string, args ...any)) {
 	}
 	if isNil(inv.Log) {
 		bad("Invalidator.Log", "holds a nil %T", inv.Log)
+	}
+	switch {
+	case isNil(inv.Prober):
+		bad("Invalidator.Prober", "holds a nil %T", inv.Prober)
+	case inv.Prober != nil && inv.Log == nil && inv.mistake == nil:
+		bad("Invalidator.Prober", "needs a Log")
 	}
 	if inv.Beat != 0 && inv.Beat < minBeat {
 		bad("Invalidator.Beat", "is %v, want 0 or at least %v", inv.Beat, minBeat)
@@ -172,6 +186,7 @@ type member[K comparable, V any] struct {
 
 	mu      sync.Mutex         // guards everything below, and what ear says
 	probes  replica.Probes     // the hellos
+	asked   replica.Probes     // the probes that go through the source
 	intents replica.Intents[K] // strict writes of others that have not ended
 	lost    string             // why this replica was cut off last
 	ended   bool               // the cache is closing: cut off for good
@@ -239,6 +254,9 @@ func (c *Cache[K, V]) join() error {
 	}
 	if inv.Log != nil {
 		r.wg.Go(func() { r.follow(r.ear) })
+	}
+	if inv.Prober != nil {
+		r.wg.Go(r.keepProbing)
 	}
 	r.wg.Go(r.keepBeat)
 	return nil
@@ -324,6 +342,7 @@ func (r *member[K, V]) lose(e *ear, reason string) {
 	r.c.cutOff() // before the mark is gone: until then it is what says how old they are
 	if e.log {
 		r.probes.Void()
+		r.asked.Void()
 		r.c.fresh.Reset(r.c.moments().Lead)
 		r.holdMark()
 	}
@@ -357,7 +376,7 @@ func (r *member[K, V]) hear(e *ear, nonce uint64) {
 		}
 	}
 	if e.log && !e.deaf {
-		if at, ok := r.probes.Back(nonce); ok {
+		if at, ok := r.probes.Back(nonce); ok && r.c.opts.Invalidator.Prober == nil {
 			r.c.fresh.Advance(at) // all that the log had before it has been applied
 		}
 	}
@@ -407,6 +426,8 @@ func (r *member[K, V]) receive(e *ear, msg []byte) {
 		}
 	case wire.KindInvalidate:
 		r.apply(e, m, first)
+	case wire.KindProbe:
+		r.answered(e, m.Probes)
 	}
 	if e.log {
 		r.applied(e, m)

@@ -50,6 +50,7 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 		{"Invalidator.Name", []options{{Invalidator: hint}}, []options{{Invalidator: Invalidator{Hint: newBus()}}}},
 		{"Invalidator.Hint", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: (*bus)(nil)}}}},
 		{"Invalidator.Beat", nil, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: -1}}, {Invalidator: Invalidator{Name: "n", Hint: newBus(), Beat: minBeat - 1}}}},
+		{"Invalidator.Prober", []options{{Invalidator: Invalidator{Name: "n", Log: newMemLog(), Prober: &prober{}}}}, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Prober: &prober{}}}, {Invalidator: Invalidator{Name: "n", Log: newMemLog(), Prober: (*prober)(nil)}}}},
 		{"OnStale", []options{{OnStale: Reload}, {OnStale: Fail}}, []options{{OnStale: Fail + 1}, {OnStale: math.MaxUint8}}},
 		{"MaxStale", []options{{MaxStale: 1}, {MaxStale: math.MaxInt64}}, []options{{MaxStale: -1}}},
 		{"Level", []options{{Level: AtLeast(1)}, {Level: Linearizable, Loader: s}, {Level: Linearizable, Store: s}}, []options{{Level: Linearizable}}},

@@ -47,19 +47,20 @@ type outbox struct {
 	mu       sync.Mutex // guards everything below
 	epoch    uint32     // of the source: what is in queue is of it
 	queue    []parcel
-	index    map[string]int // of queue, by key, so that a key waits once
-	shifted  int            // parcels taken from the front so far, for index
-	gone     int            // parcels in queue that are
-	all      bool           // everything changed; goes before queue
-	allUpTo  uint64         // the ticket that all stands for
-	carried  int            // keys of the message under way
-	carries  bool           // that message says that everything changed
-	flying   []*intent      // of that message
-	nonce    uint64         // of the hello that waits, or 0
-	greeted  bool           // the latest message was a hello: what waits goes before the next
-	tickets  uint64         // handed out so far
-	sent     uint64         // ticket up to which everything is published
-	progress chan struct{}  // closed and replaced when sent rises
+	index    map[string]int    // of queue, by key, so that a key waits once
+	shifted  int               // parcels taken from the front so far, for index
+	gone     int               // parcels in queue that are
+	all      bool              // everything changed; goes before queue
+	allUpTo  uint64            // the ticket that all stands for
+	carried  int               // keys of the message under way
+	carries  bool              // that message says that everything changed
+	flying   []*intent         // of that message
+	nonce    uint64            // of the hello that waits, or 0
+	echoes   map[uint64]uint64 // probes that wait to be sent back: the latest of each origin
+	greeted  bool              // the latest message was a hello or a probe: what waits goes before the next
+	tickets  uint64            // handed out so far
+	sent     uint64            // ticket up to which everything is published
+	progress chan struct{}     // closed and replaced when sent rises
 
 	messages  uint64
 	collapsed uint64
@@ -107,7 +108,7 @@ func newOutbox(inv Invalidator, epoch uint32, caught func(panicked any) error, o
 	o := &outbox{
 		inv: inv, origin: rand.Uint64(), id: inv.cacheID(), epoch: epoch, caught: caught, onCollapsed: onCollapsed,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
-		index: map[string]int{}, progress: make(chan struct{}),
+		index: map[string]int{}, echoes: map[uint64]uint64{}, progress: make(chan struct{}),
 	}
 	o.life, o.endLife = context.WithCancel(context.Background())
 	go o.run()
@@ -442,13 +443,15 @@ func (o *outbox) next() (m *wire.Message, upTo uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	waits := o.all || len(o.queue) > 0
-	greet := o.nonce != 0 && !(o.greeted && waits)
+	greet := (o.nonce != 0 || len(o.echoes) > 0) && !(o.greeted && waits)
 	o.greeted = greet
 	switch {
-	case greet: // first: a long queue must not make this replica deaf to itself
+	case greet && o.nonce != 0: // first: a long queue must not make this replica deaf to itself
 		m = o.messageLocked(wire.KindHello)
 		m.Nonce, o.nonce = o.nonce, 0
 		return m, 0
+	case greet:
+		return o.takeEchoesLocked(), 0
 	case o.all:
 		o.all, o.carries = false, true
 		return o.messageLocked(wire.KindInvalidateAll), o.allUpTo

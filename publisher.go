@@ -23,6 +23,12 @@ type PublisherOptions[K comparable] struct {
 	// [Options]. Versions of an earlier one than the caches have order nothing:
 	// its keys count as changed without a version.
 	SourceEpoch uint32
+
+	// Resumes says that nothing is lost with this process: what it has not told when
+	// it dies, another one will tell, as the relay of an outbox does. Then it says no
+	// hellos, and its silence makes nobody suspect anything. It takes a Log, whose
+	// readers miss nothing.
+	Resumes bool
 }
 
 // A Publisher tells the replicas of a cache what a process without a cache has
@@ -30,7 +36,8 @@ type PublisherOptions[K comparable] struct {
 // NewPublisher; its methods are safe for concurrent use.
 //
 // It says hello as a replica does, so that the replicas notice by its next hello
-// if they have missed a message of its, and by its silence if it died.
+// if they have missed a message of its, and by its silence if it died; but see
+// [PublisherOptions.Resumes].
 type Publisher[K comparable] struct {
 	keys    keys[K]
 	epoch   uint32
@@ -40,7 +47,7 @@ type Publisher[K comparable] struct {
 	endBeat context.CancelFunc
 }
 
-// NewPublisher returns a Publisher. It owns two goroutines, which Close ends.
+// NewPublisher returns a Publisher. It owns at most two goroutines, which Close ends.
 // Mistakes in o are reported at once, each an [*OptionError].
 func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	var errs []error
@@ -50,6 +57,9 @@ func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	o.Invalidator.validate(bad)
 	if !o.Invalidator.connected() {
 		bad("Invalidator", "is not set")
+	}
+	if o.Resumes && o.Invalidator.connected() && o.Invalidator.Log == nil && o.Invalidator.mistake == nil {
+		bad("Resumes", "needs an Invalidator with a Log")
 	}
 	p := &Publisher[K]{keys: newKeys(o.KeyCodec), epoch: o.SourceEpoch}
 	if err := checkKeyType(reflect.TypeFor[K]()); err != nil {
@@ -63,7 +73,9 @@ func NewPublisher[K comparable](o PublisherOptions[K]) (*Publisher[K], error) {
 	p.out = newOutbox(o.Invalidator, o.SourceEpoch, caughtAlone, func() {})
 	ctx, cancel := context.WithCancel(context.Background())
 	p.endBeat = cancel
-	p.beats.Go(func() { p.keepBeat(ctx, o.Invalidator.beat()) })
+	if !o.Resumes {
+		p.beats.Go(func() { p.keepBeat(ctx, o.Invalidator.beat()) })
+	}
 	return p, nil
 }
 

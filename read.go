@@ -51,7 +51,7 @@ func AtLeast(v Version) Level { return Level{kind: levelAtLeast, version: v} }
 // A change counts as acknowledged when the call that made it, an Update, say, or
 // an Invalidate, has returned without an error. Without a Log there is only the
 // age of the load, and d bounds, as a TTL does, how long changes of others go
-// unnoticed. A d of zero or less is Linearizable.
+// unnoticed. With an [Invalidator.Prober] every change counts that is committed. A d of zero or less is Linearizable.
 func Within(d time.Duration) Level {
 	if d <= 0 {
 		return Linearizable

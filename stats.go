@@ -59,7 +59,8 @@ type Stats struct {
 	// Fresh is how old any entry can be at most, as the Log has shown: what is
 	// served misses no change that was acknowledged before that. Negative: there
 	// is no Log, or nothing is shown. With Strict, entries that were loaded in the
-	// first two DoubtTimeouts after joining are as old as their loads instead.
+	// first two DoubtTimeouts after joining are as old as their loads instead. With
+	// a Prober it is what the source has shown, of every change that it committed.
 	Fresh time.Duration
 }
 

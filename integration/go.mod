@@ -10,6 +10,7 @@ require (
 	github.com/nats-io/nats.go v1.55.0
 	github.com/stretchr/testify v1.12.1
 	github.com/tidemark-go/tidemark v0.0.0
+	github.com/tidemark-go/tidemark/store/postgres v0.0.0
 	modernc.org/sqlite v1.62.0
 )
 
@@ -44,3 +45,5 @@ require (
 )
 
 replace github.com/tidemark-go/tidemark => ..
+
+replace github.com/tidemark-go/tidemark/store/postgres => ../store/postgres

@@ -37,6 +37,8 @@ var commands = []command{
 	{"storm", "replay lost, late, doubled and reordered messages against several caches", runStorm},
 	{"invalidate", "tell the replicas of a cache that keys changed", runInvalidate},
 	{"watch", "print what the replicas of a cache tell each other", runWatch},
+	{"outbox", "have PostgreSQL write down what changes in a table", runOutbox},
+	{"relay", "tell the replicas of a cache what PostgreSQL has written down", runRelay},
 }
 
 func main() {

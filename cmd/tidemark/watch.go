@@ -136,18 +136,19 @@ func (w *watcher) print(at time.Time, msg []byte) {
 // A watchedMessage is a message as it is printed. Ids are in hexadecimal: they
 // are random, and do not fit the numbers of JSON.
 type watchedMessage struct {
-	Time   time.Time    `json:"time"`
-	Bytes  int          `json:"bytes"`
-	Kind   string       `json:"kind,omitempty"`
-	Cache  string       `json:"cache,omitempty"`
-	Origin string       `json:"origin,omitempty"`
-	Seq    uint64       `json:"seq,omitempty"`
-	Epoch  uint32       `json:"epoch,omitempty"`
-	Flags  uint16       `json:"flags,omitempty"`
-	Nonce  uint64       `json:"nonce,omitempty"`
-	Keys   []watchedKey `json:"keys,omitempty"`
-	Error  string       `json:"error,omitempty"`
-	Raw    string       `json:"raw,omitempty"` // the first bytes of what cannot be decoded
+	Time   time.Time      `json:"time"`
+	Bytes  int            `json:"bytes"`
+	Kind   string         `json:"kind,omitempty"`
+	Cache  string         `json:"cache,omitempty"`
+	Origin string         `json:"origin,omitempty"`
+	Seq    uint64         `json:"seq,omitempty"`
+	Epoch  uint32         `json:"epoch,omitempty"`
+	Flags  uint16         `json:"flags,omitempty"`
+	Nonce  uint64         `json:"nonce,omitempty"`
+	Keys   []watchedKey   `json:"keys,omitempty"`
+	Probes []watchedProbe `json:"probes,omitempty"`
+	Error  string         `json:"error,omitempty"`
+	Raw    string         `json:"raw,omitempty"` // the first bytes of what cannot be decoded
 }
 
 type watchedKey struct {
@@ -156,6 +157,12 @@ type watchedKey struct {
 	Deleted bool   `json:"deleted,omitempty"`
 	Write   string `json:"write,omitempty"` // of a strict write: begins, ended or void
 	Op      string `json:"op,omitempty"`
+}
+
+// A watchedProbe went through the source, and is on its way back.
+type watchedProbe struct {
+	Origin string `json:"origin"`
+	Nonce  uint64 `json:"nonce"`
 }
 
 // writeStages names the stages of strict writes.
@@ -184,6 +191,9 @@ func describe(at time.Time, msg []byte, keyType string) watchedMessage {
 			k.Op = hex.EncodeToString(e.Op[:])
 		}
 		line.Keys = append(line.Keys, k)
+	}
+	for _, p := range m.Probes {
+		line.Probes = append(line.Probes, watchedProbe{fmt.Sprintf("%016x", p.Origin), p.Nonce})
 	}
 	return line
 }
@@ -228,6 +238,9 @@ func (m watchedMessage) String() string {
 		if k.Write != "" {
 			fmt.Fprintf(&b, "(write %.8s %s)", k.Op, k.Write)
 		}
+	}
+	for _, p := range m.Probes {
+		fmt.Fprintf(&b, " %s:%d", p.Origin, p.Nonce)
 	}
 	if m.Error != "" {
 		fmt.Fprintf(&b, " undecodable (%s), %d bytes: %s", m.Error, m.Bytes, m.Raw)

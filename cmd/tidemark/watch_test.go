@@ -122,6 +122,12 @@ func TestWatchPrintsJSON(t *testing.T) {
 	assert.EqualValues(t, 9, got[4].Seq)
 }
 
+func TestWatchShowsProbes(t *testing.T) {
+	m := describe(time.Now(), encode(t, wire.Message{Kind: wire.KindProbe, Seq: 2, Probes: []wire.Probe{{Origin: 0x22, Nonce: 7}, {Origin: 1, Nonce: 8}}}), "string")
+	assert.Equal(t, []watchedProbe{{"0000000000000022", 7}, {"0000000000000001", 8}}, m.Probes)
+	assert.Contains(t, m.String(), "#2 probe 0000000000000022:7 0000000000000001:8")
+}
+
 func TestWatchShowsStrictWritesAndEpochs(t *testing.T) {
 	op := [16]byte{0xab, 0xcd, 15: 1}
 	m := describe(time.Now(), encode(t, wire.Message{Kind: wire.KindInvalidate, Epoch: 3, Entries: []wire.Entry{

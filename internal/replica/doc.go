@@ -11,6 +11,9 @@
 // the probe was sent: it is fresh as of the moment of sending. Neither the clocks
 // of others nor a list of replicas come into it.
 //
+// A probe that goes through the source instead, to be told to the log behind all
+// that the source had committed before it, proves the same of what was committed.
+//
 // Four things would break the proof, and each is a rule here:
 //
 //   - Counting from when the probe came back would count what was appended

@@ -12,6 +12,7 @@ const (
 
 	headerSize    = 34 // everything before n
 	nonceSize     = 8
+	probeSize     = 8 + nonceSize
 	checksumSize  = 4
 	entryFixed    = 8 + 1 // version and entry flags
 	minEntrySize  = 1 + entryFixed
@@ -56,9 +57,13 @@ func Append(dst []byte, m *Message) ([]byte, error) {
 	b = binary.LittleEndian.AppendUint32(b, m.Epoch)
 	b = binary.LittleEndian.AppendUint64(b, m.Origin)
 	b = binary.LittleEndian.AppendUint64(b, m.Seq)
-	b = binary.AppendUvarint(b, uint64(len(m.Entries)))
+	b = binary.AppendUvarint(b, uint64(len(m.Entries)+len(m.Probes))) // one of them is empty
 	for i := range m.Entries {
 		b = appendEntry(b, &m.Entries[i])
+	}
+	for _, p := range m.Probes {
+		b = binary.LittleEndian.AppendUint64(b, p.Origin)
+		b = binary.LittleEndian.AppendUint64(b, p.Nonce)
 	}
 	if m.Kind == KindHello {
 		b = binary.LittleEndian.AppendUint64(b, m.Nonce)
@@ -71,13 +76,13 @@ func encodedSize(m *Message) (int, error) {
 	if !m.Kind.known() {
 		return 0, ErrUnknownKind
 	}
-	if len(m.Entries) > 0 && m.Kind != KindInvalidate || m.Nonce != 0 && m.Kind != KindHello {
+	if len(m.Entries) > 0 && m.Kind != KindInvalidate || len(m.Probes) > 0 && m.Kind != KindProbe || m.Nonce != 0 && m.Kind != KindHello {
 		return 0, ErrFields
 	}
-	if len(m.Entries) > MaxEntries {
+	if len(m.Entries) > MaxEntries || len(m.Probes) > MaxEntries {
 		return 0, ErrTooBig
 	}
-	size := headerSize + uvarintSize(len(m.Entries)) + checksumSize
+	size := headerSize + uvarintSize(len(m.Entries)+len(m.Probes)) + probeSize*len(m.Probes) + checksumSize
 	if m.Kind == KindHello {
 		size += nonceSize
 	}
@@ -164,16 +169,16 @@ func appendEntry(b []byte, e *Entry) []byte {
 }
 
 // Decode reads the message that fills all of b into m. It overwrites every
-// field of m and reuses the array of m.Entries, so decoding into one Message
-// again and again allocates nothing once Entries has grown. The keys of
+// field of m and reuses the arrays of m.Entries and m.Probes, so decoding into one
+// Message again and again allocates nothing once they have grown. The keys of
 // m.Entries alias b: copy those that must outlive it.
 //
 // The error is [ErrVersion], [ErrTooBig], [ErrUnknownKind] or [ErrCorrupt].
-// With ErrUnknownKind the checksum was good and every field of m but Nonce and
-// Entries is filled in, so the caller can ask m.Flags whether the message may be
-// skipped. With any other error m is zero but for the room in Entries.
+// With ErrUnknownKind the checksum was good and every field of m but Nonce,
+// Entries and Probes is filled in, so the caller can ask m.Flags whether the message
+// may be skipped. With any other error m is zero but for the room in these two.
 func Decode(b []byte, m *Message) error {
-	*m = Message{Entries: m.Entries[:0]}
+	*m = Message{Entries: m.Entries[:0], Probes: m.Probes[:0]}
 	body, err := unseal(b)
 	if err != nil {
 		return err
@@ -188,7 +193,7 @@ func Decode(b []byte, m *Message) error {
 		return ErrUnknownKind
 	}
 	if err := decodeBody(body[headerSize:], m); err != nil {
-		*m = Message{Entries: m.Entries[:0]}
+		*m = Message{Entries: m.Entries[:0], Probes: m.Probes[:0]}
 		return err
 	}
 	return nil
@@ -222,11 +227,14 @@ func unseal(b []byte) ([]byte, error) {
 // decodeBody reads what follows the header of a known kind.
 func decodeBody(b []byte, m *Message) error {
 	n, b, ok := cutUvarint(b)
-	if !ok || n > 0 && m.Kind != KindInvalidate {
+	if !ok || n > 0 && m.Kind != KindInvalidate && m.Kind != KindProbe {
 		return ErrCorrupt
 	}
 	if n > MaxEntries {
 		return ErrTooBig
+	}
+	if m.Kind == KindProbe {
+		return decodeProbes(b, n, m)
 	}
 	if n*minEntrySize > uint64(len(b)) { // before Entries grows
 		return ErrCorrupt
@@ -248,6 +256,18 @@ func decodeBody(b []byte, m *Message) error {
 	}
 	if len(b) != 0 {
 		return ErrCorrupt
+	}
+	return nil
+}
+
+// decodeProbes reads n probes, which must fill all of b.
+func decodeProbes(b []byte, n uint64, m *Message) error {
+	if n*probeSize != uint64(len(b)) { // before Probes grows
+		return ErrCorrupt
+	}
+	m.Probes = slices.Grow(m.Probes, int(n))
+	for ; len(b) > 0; b = b[probeSize:] {
+		m.Probes = append(m.Probes, Probe{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])})
 	}
 	return nil
 }

@@ -18,8 +18,10 @@
 //	    14      4  epoch
 //	    18      8  origin
 //	    26      8  seq
-//	    34   1..2  n, the number of entries, a uvarint; 0 unless kind is INVALIDATE
-//	     .      .  n entries
+//	    34   1..2  n, a uvarint: the number of entries or probes; 0 unless kind is
+//	               INVALIDATE or PROBE
+//	     .      .  n entries, if kind is INVALIDATE
+//	     .   16 n  n probes, if kind is PROBE: origin and nonce, 8 bytes each
 //	     .      8  nonce, only if kind is HELLO
 //	     .      4  CRC-32C (Castagnoli) of every byte before it
 //
@@ -60,8 +62,8 @@ import (
 
 // A Kind says what a message means.
 //
-// Numbers 4 to 12 are reserved, in this order, for PUT, TAG, INTENT, RESULT,
-// UNCERTAIN, PROBE, BYE, EPOCH and GAP. A number is never used again for
+// Numbers 4 to 12 but 9 are reserved, in this order, for PUT, TAG, INTENT, RESULT,
+// UNCERTAIN, PROBE (9), BYE, EPOCH and GAP. A number is never used again for
 // something else. (An intent and its result are entries of INVALIDATE, see
 // Stage, so that one message carries what happened to many keys in its order.)
 type Kind uint8
@@ -76,10 +78,15 @@ const (
 	// KindHello says that the origin is there. An origin that hears its own
 	// hello, known by Message.Nonce, knows that it is connected.
 	KindHello Kind = 3
+
+	// KindProbe brings probes back to those who sent them, in Message.Probes. They
+	// went through the source, and all that the source had before them has been
+	// told in earlier messages. To everybody else it says nothing.
+	KindProbe Kind = 9
 )
 
 // known reports whether this wire version defines the body of k.
-func (k Kind) known() bool { return k >= KindInvalidate && k <= KindHello }
+func (k Kind) known() bool { return k >= KindInvalidate && k <= KindHello || k == KindProbe }
 
 // String returns the name of k for logs.
 func (k Kind) String() string {
@@ -90,6 +97,8 @@ func (k Kind) String() string {
 		return "invalidate-all"
 	case KindHello:
 		return "hello"
+	case KindProbe:
+		return "probe"
 	}
 	return "kind(" + strconv.Itoa(int(k)) + ")"
 }
@@ -100,7 +109,7 @@ func (k Kind) String() string {
 const FlagIgnorable uint16 = 1
 
 const (
-	// MaxEntries is the largest number of entries in one message.
+	// MaxEntries is the largest number of entries, or probes, in one message.
 	MaxEntries = 4096
 
 	// MaxBytes is the largest size of one encoded message in bytes, checksum
@@ -148,7 +157,7 @@ const (
 )
 
 // A Message is one message in decoded form. It holds no locks and may be
-// copied, but a copy shares Entries.
+// copied, but a copy shares Entries and Probes.
 type Message struct {
 	Kind  Kind
 	Flags uint16 // FlagIgnorable; other bits are handed through
@@ -160,6 +169,13 @@ type Message struct {
 
 	Nonce   uint64  // KindHello only
 	Entries []Entry // KindInvalidate only
+	Probes  []Probe // KindProbe only
+}
+
+// A Probe is on its way back to the one who sent it.
+type Probe struct {
+	Origin uint64 // who sent it
+	Nonce  uint64 // which of those that it has sent
 }
 
 var (
@@ -177,7 +193,7 @@ var (
 	// ErrTooBig means that the message exceeds MaxEntries or MaxBytes.
 	ErrTooBig = errors.New("wire: message too big")
 
-	// ErrFields means that Append was given Entries or a Nonce with a kind
+	// ErrFields means that Append was given Entries, Probes or a Nonce with a kind
 	// that has no place for them, or an Entry with a field that its Stage has
 	// none for.
 	ErrFields = errors.New("wire: field does not belong to message kind or stage")

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"hash/crc32"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,13 @@ func TestGoldenBytes(t *testing.T) {
 			want: "5643 01 03 0000 0100000000000000 02000000 0300000000000000 0400000000000000 00" +
 				" 0807060504030201 064fdc93",
 		},
+		{
+			name: "probe",
+			msg: Message{Kind: KindProbe, Flags: FlagIgnorable, CacheID: 1, Epoch: 2, Origin: 3, Seq: 4,
+				Probes: []Probe{{Origin: 0x0102030405060708, Nonce: 9}, {Origin: 1, Nonce: 2}}},
+			want: "5643 01 09 0100 0100000000000000 02000000 0300000000000000 0400000000000000 02" +
+				" 0807060504030201 0900000000000000 0100000000000000 0200000000000000 8777af55",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -97,7 +105,7 @@ func messages() *rapid.Generator[Message] {
 	})
 	return rapid.Custom(func(t *rapid.T) Message {
 		m := Message{
-			Kind:    rapid.SampledFrom([]Kind{KindInvalidate, KindInvalidateAll, KindHello}).Draw(t, "kind"),
+			Kind:    rapid.SampledFrom([]Kind{KindInvalidate, KindInvalidateAll, KindHello, KindProbe}).Draw(t, "kind"),
 			Flags:   rapid.Uint16().Draw(t, "flags"),
 			CacheID: rapid.Uint64().Draw(t, "cacheID"),
 			Epoch:   rapid.Uint32().Draw(t, "epoch"),
@@ -109,6 +117,10 @@ func messages() *rapid.Generator[Message] {
 			m.Entries = rapid.SliceOfN(entry, 0, 200).Draw(t, "entries")
 		case KindHello:
 			m.Nonce = rapid.Uint64().Draw(t, "nonce")
+		case KindProbe:
+			m.Probes = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Probe {
+				return Probe{rapid.Uint64().Draw(t, "of"), rapid.Uint64().Draw(t, "probe")}
+			}), 0, 200).Draw(t, "probes")
 		}
 		return m
 	})
@@ -137,7 +149,9 @@ func TestRoundTrip(t *testing.T) {
 func requireSameMessage(t require.TestingT, want, got *Message) {
 	a, b := *want, *got
 	a.Entries, b.Entries = nil, nil
+	a.Probes, b.Probes = nil, nil
 	require.Equal(t, a, b)
+	require.True(t, slices.Equal(want.Probes, got.Probes), "probes %v, want %v", got.Probes, want.Probes)
 	require.Len(t, got.Entries, len(want.Entries))
 	for i := range want.Entries {
 		w, g := want.Entries[i], got.Entries[i]
@@ -163,6 +177,7 @@ func samples() []Message {
 		},
 		{Kind: KindInvalidateAll, Flags: FlagIgnorable, CacheID: 9, Origin: 77, Seq: 6},
 		{Kind: KindHello, CacheID: 9, Origin: 77, Seq: 7, Nonce: 1},
+		{Kind: KindProbe, Flags: FlagIgnorable, CacheID: 9, Origin: 77, Seq: 8, Probes: []Probe{{1, 2}, {3, 4}, {1 << 63, 1 << 40}}},
 	}
 }
 
@@ -246,6 +261,9 @@ func TestDecodeRejectsWhatAppendDoesNotWrite(t *testing.T) {
 			append(binary.AppendUvarint([]byte{1}, 1<<64-1), version(1, 0)...)},
 		{"entries with invalidate all", KindInvalidateAll, append([]byte{1, 0}, version(1, 0)...)},
 		{"entries with hello", KindHello, append([]byte{1, 0}, append(version(1, 0), 1, 2, 3, 4, 5, 6, 7, 8)...)},
+		{"fewer probes than announced", KindProbe, append([]byte{2}, make([]byte, 16)...)},
+		{"more probes than announced", KindProbe, append([]byte{1}, make([]byte, 32)...)},
+		{"half a probe", KindProbe, append([]byte{1}, make([]byte, 8)...)},
 		{"version 0 not marked unknown", KindInvalidate, append([]byte{1, 0}, version(0, 0)...)},
 		{"version 1 marked unknown", KindInvalidate, append([]byte{1, 0}, version(1, entryUnversioned)...)},
 		{"entry with a value", KindInvalidate, append([]byte{1, 0}, version(1, 2)...)},
@@ -270,10 +288,11 @@ func TestDecodeUnknownKindFillsInTheHeader(t *testing.T) {
 		b[3] = byte(kind)
 		b = append(b[:len(b)-checksumSize], "a body nobody here understands"...)
 
-		got := Message{Nonce: 8, Entries: []Entry{{Version: 9}}}
+		got := Message{Nonce: 8, Entries: []Entry{{Version: 9}}, Probes: []Probe{{1, 2}}}
 		require.ErrorIs(t, Decode(seal(bytes.Clone(b)), &got), ErrUnknownKind)
 		assert.Empty(t, got.Entries)
-		got.Entries = nil
+		assert.Empty(t, got.Probes)
+		got.Entries, got.Probes = nil, nil
 		assert.Equal(t, want, got)
 
 		// A kind that only a transmission error made up is not "unknown".
@@ -319,6 +338,7 @@ func TestLimits(t *testing.T) {
 		"one byte more":      keyOf(MaxBytes - overhead + 1),
 		"one huge key":       keyOf(4 * MaxBytes),
 		"one entry more":     {Kind: KindInvalidate, Entries: make([]Entry, MaxEntries+1)},
+		"one probe more":     {Kind: KindProbe, Probes: make([]Probe, MaxEntries+1)},
 		"bytes of many keys": {Kind: KindInvalidate, Entries: manyKeys},
 	} {
 		t.Run("append "+name, func(t *testing.T) {
@@ -355,6 +375,9 @@ func TestAppendRefusesToLeaveAnythingOut(t *testing.T) {
 		"entries with invalidate all": {Message{Kind: KindInvalidateAll, Entries: one}, ErrFields},
 		"entries with hello":          {Message{Kind: KindHello, Nonce: 1, Entries: one}, ErrFields},
 		"nonce with invalidate":       {Message{Kind: KindInvalidate, Nonce: 1, Entries: one}, ErrFields},
+		"probes with invalidate":      {Message{Kind: KindInvalidate, Probes: []Probe{{1, 2}}}, ErrFields},
+		"probes with hello":           {Message{Kind: KindHello, Nonce: 1, Probes: []Probe{{1, 2}}}, ErrFields},
+		"entries with probe":          {Message{Kind: KindProbe, Entries: one}, ErrFields},
 		"nonce with invalidate all":   {Message{Kind: KindInvalidateAll, Nonce: 1}, ErrFields},
 		"operation without a stage":   {entry(Entry{Op: [16]byte{1}}), ErrFields},
 		"time to live of a change":    {entry(Entry{TTL: 1}), ErrFields},
@@ -426,6 +449,9 @@ func TestDecodeAllocatesNothingForAnnouncedEntries(t *testing.T) {
 		})
 		assert.Zero(t, allocs, "announced %d entries", n)
 		assert.Zero(t, cap(m.Entries), "announced %d entries", n)
+		b[3] = byte(KindProbe)
+		assert.Error(t, Decode(seal(b[:len(b)-checksumSize]), &m))
+		assert.Zero(t, cap(m.Probes), "announced %d probes", n)
 	}
 }
 
@@ -445,6 +471,7 @@ func TestKindString(t *testing.T) {
 	assert.Equal(t, "invalidate", KindInvalidate.String())
 	assert.Equal(t, "invalidate-all", KindInvalidateAll.String())
 	assert.Equal(t, "hello", KindHello.String())
+	assert.Equal(t, "probe", KindProbe.String())
 	assert.Equal(t, "kind(12)", Kind(12).String())
 }
 
@@ -457,7 +484,7 @@ func FuzzDecode(f *testing.F) {
 		b := encode(f, &m)
 		f.Add(b)
 		f.Add(b[:len(b)-checksumSize])
-		b[3] = 9 // a kind of the future
+		b[3] = 12 // a kind of the future
 		f.Add(b[:len(b)-checksumSize])
 	}
 	announced := encode(f, &Message{Kind: KindInvalidate})[:headerSize]

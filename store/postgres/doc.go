@@ -50,7 +50,8 @@
 // with session_replication_role = replica. [Store.Check] tells whether they are there.
 //
 // A cache learns of such changes from an invalidation ([tidemark.Publisher]) or when
-// its entry expires.
+// its entry expires. Package outbox, below this one, sees to the former: the database
+// writes down what changes, and a relay tells it.
 //
 // # Guarantees
 //

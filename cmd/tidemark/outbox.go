@@ -1,0 +1,169 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tidemark-go/tidemark/store/postgres/outbox"
+)
+
+const outboxUsage = `usage: tidemark outbox install|print|check|remove -table TABLE [flags]
+
+Outbox makes PostgreSQL write down what changes in a table, whoever changes it, for
+"tidemark relay" to tell the caches in front of it.
+
+  install  makes the outbox and its triggers; it may be run again
+  print    prints the SQL of that, for those who keep their migrations elsewhere
+  check    verifies that all of it is in place and enabled; status 1 if not
+  remove   takes it away; with -print only prints the SQL
+
+The database is the one of -database, or else of the variables that psql reads
+(PGHOST, PGUSER and so on). Whoever installs must own the table.
+
+`
+
+// A pgTarget is a table of a PostgreSQL database, as the flags name it.
+type pgTarget struct {
+	database string
+	table    outbox.Table
+}
+
+func (t *pgTarget) define(f *flag.FlagSet) {
+	f.StringVar(&t.database, "database", "", "`url` of the database; the default is the variable TIDEMARK_DATABASE, or what psql would take")
+	f.StringVar(&t.table.Name, "table", "", "`table` that the cache is in front of, with or without a schema; required")
+	f.StringVar(&t.table.Key, "key", "key", "`column` of the cache's key")
+}
+
+// config returns how to connect. What is in the environment is not shown as a
+// default: it may have a password in it.
+func (t *pgTarget) config() (*pgx.ConnConfig, error) {
+	return pgx.ParseConfig(cmp.Or(t.database, os.Getenv("TIDEMARK_DATABASE")))
+}
+
+func (t *pgTarget) validate() error {
+	if t.table.Name == "" {
+		return errors.New("-table is required")
+	}
+	_, err := outbox.Migration(t.table)
+	return err
+}
+
+// runOutbox is "tidemark outbox".
+func runOutbox(ctx context.Context, args []string, std streams) int {
+	var target pgTarget
+	flags := flag.NewFlagSet("outbox", flag.ContinueOnError)
+	flags.SetOutput(std.err)
+	flags.Usage = func() {
+		fmt.Fprint(std.err, outboxUsage)
+		flags.PrintDefaults()
+	}
+	target.define(flags)
+	flags.StringVar(&target.table.Version, "version", "version", "`column` of the version, or - if there is none")
+	flags.BoolVar(&target.table.NoNotify, "no-notify", false, "leave out NOTIFY, under which transactions commit one after the other")
+	flags.BoolVar(&target.table.Raise, "raise", false, "have the database raise the version of rows whose writers do not")
+	flags.IntVar(&target.table.Bulk, "bulk", 0, "tell a statement that changes more than so many `rows` as \"everything may have changed\"; 0 means 100000")
+	only := flags.Bool("print", false, "print the SQL of remove")
+	timeout := flags.Duration("timeout", 30*time.Second, "give up after this `duration`, also while waiting for those who write to the table")
+	action := ""
+	if len(args) > 0 && args[0] != "" && args[0][0] != '-' {
+		action, args = args[0], args[1:]
+	}
+	if status, done := parse(flags, args); done {
+		return status
+	}
+	if flags.NArg() > 0 {
+		return complain(std, "outbox", fmt.Errorf("%q is one argument too many", flags.Arg(0)))
+	}
+	if err := target.validate(); err != nil {
+		return complain(std, "outbox", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	var err error
+	switch action {
+	case "print":
+		err = printSQL(std, outbox.Migration, target.table)
+	case "install":
+		err = target.install(ctx, std)
+	case "check":
+		err = target.check(ctx, std)
+	case "remove":
+		if *only {
+			err = printSQL(std, outbox.Removal, target.table)
+		} else {
+			err = target.remove(ctx, std)
+		}
+	default:
+		return complain(std, "outbox", fmt.Errorf("%q is not install, print, check or remove", action))
+	}
+	if err != nil {
+		fmt.Fprintf(std.err, "tidemark outbox: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+func printSQL(std streams, makes func(outbox.Table) (string, error), table outbox.Table) error {
+	query, err := makes(table)
+	if err == nil {
+		_, err = fmt.Fprint(std.out, query)
+	}
+	return err
+}
+
+// connected calls f with a connection to the database.
+func (t *pgTarget) connected(ctx context.Context, f func(*pgx.Conn) error) error {
+	config, err := t.config()
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(conn), conn.Close(context.WithoutCancel(ctx)))
+}
+
+func (t *pgTarget) install(ctx context.Context, std streams) error {
+	return t.connected(ctx, func(conn *pgx.Conn) error {
+		if err := outbox.Install(ctx, conn, t.table); err != nil {
+			return err
+		}
+		if err := outbox.Check(ctx, conn, t.table); err != nil {
+			return err
+		}
+		fmt.Fprintf(std.out, "changes of %s are written down in %s_outbox\n", t.table.Name, t.table.Name)
+		return nil
+	})
+}
+
+func (t *pgTarget) check(ctx context.Context, std streams) error {
+	return t.connected(ctx, func(conn *pgx.Conn) error {
+		if err := outbox.Check(ctx, conn, t.table); err != nil {
+			return err
+		}
+		fmt.Fprintf(std.out, "changes of %s are heard\n", t.table.Name)
+		return nil
+	})
+}
+
+func (t *pgTarget) remove(ctx context.Context, std streams) error {
+	query, err := outbox.Removal(t.table)
+	if err != nil {
+		return err
+	}
+	return t.connected(ctx, func(conn *pgx.Conn) error {
+		if _, err := conn.Exec(ctx, query, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+		fmt.Fprintf(std.out, "changes of %s are no longer heard\n", t.table.Name)
+		return nil
+	})
+}

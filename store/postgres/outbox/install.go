@@ -1,0 +1,185 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+//go:embed migration.sql
+var migration string
+
+//go:embed raise.sql
+var raise string
+
+//go:embed remove.sql
+var removal string
+
+// A DB runs statements on the primary: a [pgx.Conn], or a pgxpool.Pool.
+type DB interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// Migration returns the SQL that makes the outbox of t and its triggers, for those
+// who keep their schema elsewhere. It is to be run in one transaction, by the owner
+// of the table, and may be run again. The error joins a [*tidemark.OptionError] for
+// each mistake in t.
+func Migration(t Table) (string, error) {
+	t, err := t.normal()
+	if err != nil {
+		return "", fmt.Errorf("outbox: %w", err)
+	}
+	query := migration
+	if t.Raise {
+		query += raise
+	} else {
+		query += "\nDROP FUNCTION IF EXISTS {raise}() CASCADE;\n"
+	}
+	return t.render(query), nil
+}
+
+// Removal returns the SQL that takes the outbox of t away again. Changes from then
+// on are not heard.
+func Removal(t Table) (string, error) {
+	t, err := t.normal()
+	if err != nil {
+		return "", fmt.Errorf("outbox: %w", err)
+	}
+	return t.render(removal), nil
+}
+
+// Install runs [Migration]. It waits for the transactions that write to the table,
+// and holds up those that begin to; bound that by ctx.
+func Install(ctx context.Context, db DB, t Table) error {
+	query, err := Migration(t)
+	if err != nil {
+		return err
+	}
+	// Without arguments and in one string it is one transaction.
+	if _, err := db.Exec(ctx, query, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("outbox: install: %w", err)
+	}
+	return nil
+}
+
+// A CheckError says why changes of a table may not be heard, or not in time.
+type CheckError struct {
+	Problems []string // sentences, at least one
+}
+
+func (e *CheckError) Error() string { return "outbox: " + strings.Join(e.Problems, "; ") }
+
+// Check verifies that the outbox of t is installed, that every trigger is in place
+// and enabled on the table and all its partitions, and what else could keep changes
+// from being heard. The error is a [*CheckError], or why it could not be known. It
+// looks at the catalog only, and at one row.
+func Check(ctx context.Context, db DB, t Table) error {
+	t, err := t.normal()
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	problems, err := t.check(ctx, db)
+	switch {
+	case err != nil:
+		return fmt.Errorf("outbox: check: %w", err)
+	case len(problems) > 0:
+		return &CheckError{problems}
+	}
+	return nil
+}
+
+// watchQuery returns what the triggers of the table are: a fingerprint, and which
+// are missing or do not always fire. The fingerprint changes with whatever is done
+// to one of them, to their function, or to the set of tables that have them, also
+// if it is undone: a row of the catalog that was written again has another xmin.
+const watchQuery = `
+WITH RECURSIVE tree AS (
+	SELECT to_regclass('{table}')::oid AS oid
+	UNION
+	SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
+), want AS (
+	SELECT tree.oid, '{trigger}_' || event AS name
+	FROM tree, unnest(ARRAY['insert', 'update', 'delete', 'truncate']) event
+), have AS (
+	SELECT w.oid, w.name, t.oid AS trigger, t.xmin AS made, p.xmin AS written,
+		t.tgenabled IS NOT DISTINCT FROM 'A' AND t.tgfoid = to_regproc('{tell}') AS good
+	FROM want w
+	LEFT JOIN pg_trigger t ON t.tgrelid = w.oid AND t.tgname = w.name
+	LEFT JOIN pg_proc p ON p.oid = t.tgfoid
+)
+SELECT coalesce(hashtextextended(string_agg(concat_ws('/', oid, trigger, made, written, good), ',' ORDER BY oid, name), 0)::text, ''),
+	coalesce(string_agg(name || ' on ' || coalesce(oid::regclass::text, 'a table that is not there'), ', ' ORDER BY oid, name) FILTER (WHERE good IS NOT TRUE), '')
+FROM have`
+
+// check returns what is wrong with the outbox.
+func (t Table) check(ctx context.Context, db DB) (problems []string, err error) {
+	found := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	var table, installed, standby, unique, raising bool
+	var columns int
+	var comment string
+	err = queryRow(ctx, db, t.render(`
+SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, pg_is_in_recovery(),
+	coalesce(obj_description(to_regclass('{outbox}'), 'pg_class'), ''),
+	EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = $1
+		WHERE i.indrelid = to_regclass('{table}') AND i.indisunique AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
+	EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('{table}') AND tgname = '{trigger}_raise' AND tgenabled = 'A'),
+	(SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname IN ($1, $2) AND NOT attisdropped)`),
+		[]any{t.Key, cmp.Or(strings.TrimPrefix(t.Version, NoVersion), t.Key)}, &table, &installed, &standby, &comment, &unique, &raising, &columns)
+	switch {
+	case err != nil:
+		return nil, err
+	case !table:
+		found("there is no table %s", t.Name)
+		return problems, nil
+	case !installed:
+		found("%s does not exist: install the outbox", t.Outbox)
+		return problems, nil
+	}
+	if comment != mark {
+		found("%s is %q, want %q: install the outbox again", t.Outbox, comment, mark)
+	}
+	if want := len(t.columns()); columns < want {
+		found("%s lacks a column of %s: whoever writes to it fails until the outbox is installed again", t.Name, strings.Join(t.columns(), " and "))
+	}
+	if standby {
+		found("the server is a standby: a relay needs the primary")
+	}
+	if t.Version != NoVersion && !unique {
+		found("no unique index is on %q alone, so %q may not order the states of a key: use no version", t.Key, t.Version)
+	}
+	if t.Raise && !raising {
+		found("the trigger that raises versions is missing or disabled: install the outbox again")
+	}
+	var fingerprint, missing string
+	if err := queryRow(ctx, db, t.render(watchQuery), nil, &fingerprint, &missing); err != nil {
+		return nil, err
+	}
+	if missing != "" {
+		found("triggers that are missing, or not enabled ALWAYS: %s: install the outbox again", missing)
+	}
+	return problems, nil
+}
+
+// queryRow scans the only row of a query.
+func queryRow(ctx context.Context, db DB, query string, args []any, into ...any) error {
+	rows, err := db.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	if !rows.Next() {
+		return errors.Join(rows.Err(), pgx.ErrNoRows)
+	}
+	if err := rows.Scan(into...); err != nil {
+		return err
+	}
+	rows.Close()
+	return rows.Err()
+}
