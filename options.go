@@ -149,10 +149,13 @@ type Options[K comparable, V any] struct {
 	MaxStale time.Duration
 
 	// Logger receives what an operator should know: cut-offs, lost messages,
-	// writes in doubt. Nil means that nothing is logged.
+	// writes in doubt. Nil means that nothing is logged. A flood does not reach it:
+	// of one message at one level it gets 10 records in 10 seconds, and then, when
+	// that time is over, one that says how many it was spared. While that goes on
+	// the time doubles, up to ten minutes. Stats.Muted counts what it was spared.
 	Logger *slog.Logger
 
-	// OnEvent, if not nil, is called for each Event, with no lock held, while
+	// OnEvent, if not nil, is called for each Event, none left out, with no lock held, while
 	// the goroutine that noticed it waits, so it should be quick. It must not
 	// call Close, or write or invalidate through the cache, which may wait for
 	// that goroutine. A panic is contained.
