@@ -3,6 +3,7 @@ package tidemark_test
 import (
 	"context"
 	"encoding"
+	"fmt"
 	"iter"
 	"log/slog"
 	"time"
@@ -111,6 +112,9 @@ func (contract) told() {
 		tidemark.EventLapsed, tidemark.EventSourceEpoch,
 	}
 	var _ func(tidemark.EventKind) string = tidemark.EventKind.String
+	_ = []fmt.Stringer{tidemark.Any, tidemark.Strong, tidemark.Fail}
+	var _ func(*tidemark.Cache[string, int]) tidemark.Options[string, int] = (*tidemark.Cache[string, int]).Options
+	var _ func(tidemark.Options[string, int]) []string = tidemark.Options[string, int].Warnings
 
 	var s tidemark.Stats
 	_ = []uint64{

@@ -70,6 +70,22 @@ func After(t Token) Level {
 	return Level{kind: levelAfter, token: &t}
 }
 
+// String says it as it is written in Go, a token left out.
+func (l Level) String() string {
+	switch l.kind {
+	case levelAny:
+		return "Any"
+	case levelAtLeast:
+		return fmt.Sprintf("AtLeast(%d)", l.version)
+	case levelWithin:
+		return fmt.Sprintf("Within(%v)", l.within)
+	case levelAfter:
+		return "After(token)"
+	default:
+		return "Linearizable"
+	}
+}
+
 // admits reports whether the entry e can satisfy l. The mark, and applied, must
 // have been read before e (S62), and now after it; only if timed says so is now
 // looked at.
