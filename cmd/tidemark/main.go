@@ -37,6 +37,9 @@ var commands = []command{
 	{"storm", "replay lost, late, doubled and reordered messages against several caches", runStorm},
 	{"invalidate", "tell the replicas of a cache that keys changed", runInvalidate},
 	{"watch", "print what the replicas of a cache tell each other", runWatch},
+	{"top", "show the replicas of a cache, and what they do, while you look", runTop},
+	{"inspect", "ask every replica, and the source, for the version of a key, and why", runInspect},
+	{"doctor", "look for what is wrong with a cache's streams, permissions, clocks and options", runDoctor},
 }
 
 func main() {
