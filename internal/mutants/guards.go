@@ -2610,4 +2610,22 @@ var guards = []guard{
 		test:   "TestOps_EveryReplicaAnswers",
 		module: "integration",
 	},
+	{
+		name:   "printable 1",
+		file:   "cmd/tidemark/inspect.go",
+		old:    "if unicode.IsPrint(r) {",
+		new:    "if true {",
+		breaks: "what a stranger answers commands the terminal of who asks",
+		test:   "TestInspect_AnswersAreOnlyText",
+		module: "cmd/tidemark",
+	},
+	{
+		name:   "inspect 3",
+		file:   "cmd/tidemark/inspect.go",
+		old:    "ops.AskKey(ctx, nc, target.name, key, value)",
+		new:    "ops.AskKey(ctx, nc, target.name, key, true)",
+		breaks: "a value is printed that nobody has asked for",
+		test:   "TestInspect$",
+		module: "cmd/tidemark",
+	},
 }
