@@ -32,7 +32,7 @@ func replicaOf(t *testing.T, url, instance string, o tidemark.Options[string, st
 	nc, err := nats.Connect(url, tidemark.NATSConnectOptions()...)
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
-	o.Invalidator = tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Beat: 20 * time.Millisecond, Stream: stream})
+	o.Invalidator = tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Beat: 250 * time.Millisecond, Stream: stream})
 	cache, err := tidemark.New(o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, cache.Close(context.Background())) })
@@ -198,7 +198,16 @@ func newScreen(t *testing.T) *screen {
 		defer close(done)
 		_, _ = io.Copy(&s.shown, keyboard) // until it is closed
 	}()
-	t.Cleanup(func() { tty.Close(); keyboard.Close(); <-done })
+	t.Cleanup(func() {
+		_, _ = keyboard.WriteString("q\n") // who still reads keys holds the terminal open
+		tty.Close()
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			t.Error("somebody still has the terminal")
+		}
+		keyboard.Close()
+	})
 	return s
 }
 
