@@ -52,6 +52,7 @@ type Cache[K comparable, V any] struct {
 	doubts   atomic.Int64      // writes in doubt
 	replica  *member[K, V]
 	stats    stats
+	logLimit *logLimit
 
 	sweepAll atomic.Bool // entries of an old generation wait to be swept
 
@@ -87,6 +88,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	}
 	c.life, c.endLife = context.WithCancel(context.Background())
 	c.stats.init()
+	c.opts.Logger, c.logLimit = limitLog(o.Logger, c.now, &c.stats.panics)
 	if o.MaxLoads > 0 {
 		c.places = make(chan struct{}, o.MaxLoads)
 	}
@@ -306,10 +308,11 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 		at := c.moment()
 		outcome, self := judge(s, at)
 		var missing int64
+		spurned := false
 		if outcome == Applied && cached && !tooLarge && try < 4 {
 			missing = s.installLocked(n, cost, self, at)
 		} else if outcome != Duplicate {
-			if outcome == Applied {
+			if spurned = outcome == Applied; spurned {
 				outcome = Unproven // it is not to be kept, or others take the room as fast as it is made
 			}
 			// Not stored, but the key has reached this version all the same.
@@ -323,8 +326,9 @@ func (c *Cache[K, V]) offer(n *node[K, V], cost int64, began int64, judge func(*
 		if tooLarge && outcome != Stale {
 			outcome = TooLarge
 		}
-		c.stats.outcome(n.E.cause, outcome)
+		c.stats.outcome(n.E.cause, outcome, spurned)
 		if outcome == TooLarge {
+			c.opts.Logger.Warn("tidemark: a value costs more than MaxCost and is not cached", "cost", cost)
 			c.emit(Event{Kind: EventTooLarge})
 		}
 		return outcome
@@ -467,6 +471,9 @@ func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
 		s.mu.Unlock()
 	}()
 	if best != Applied {
+		if best == Unproven {
+			f.c.stats.refused[byFill].Add(1)
+		}
 		return best
 	}
 	if f.c.closed.Load() {
@@ -622,6 +629,9 @@ func (c *Cache[K, V]) maintain() {
 				swept = (swept + 1) & (len(c.shards) - 1)
 			}
 		}
+		if least == 1 && c.logLimit.due() {
+			c.pump.Go(c.logLimit.tell) // a handler may take its time
+		}
 		if c.sweepAll.Swap(false) {
 			for i := range c.shards {
 				for range (c.shards[i].table.Cells() + 63) / 64 {
@@ -770,6 +780,7 @@ func (c *Cache[K, V]) close(ctx context.Context) error {
 		c.replica.wg.Wait()
 	}
 	c.pump.Wait()
+	c.logLimit.tellAll()
 	c.policy.close()
 	if n := c.doubts.Load(); n > 0 {
 		errs = append(errs, &DoubtError{Writes: int(n)})

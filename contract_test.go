@@ -2,6 +2,8 @@ package tidemark_test
 
 import (
 	"context"
+	"encoding"
+	"fmt"
 	"iter"
 	"log/slog"
 	"time"
@@ -111,20 +113,26 @@ func (contract) told() {
 		tidemark.EventLapsed, tidemark.EventSourceEpoch,
 	}
 	var _ func(tidemark.EventKind) string = tidemark.EventKind.String
+	_ = []fmt.Stringer{tidemark.Any, tidemark.Strong, tidemark.Fail}
+	var _ func(*tidemark.Cache[string, int]) tidemark.Options[string, int] = (*tidemark.Cache[string, int]).Options
+	var _ func(tidemark.Options[string, int]) []string = tidemark.Options[string, int].Warnings
 
 	var s tidemark.Stats
 	_ = []uint64{
 		s.Hits, s.Misses, s.Loads, s.LoadErrors, s.Joined, s.Refreshes, s.Refused, s.Applied, s.Duplicate, s.Stale, s.Unproven,
 		s.TooLarge, s.Evictions, s.Conflicts, s.Uncertain, s.Suspicions, s.Sent, s.Received, s.Applies, s.Bad, s.Foreign,
-		s.Collapsed, s.Panics, s.Confirmed, s.Lapsed,
+		s.Collapsed, s.Panics, s.Confirmed, s.Lapsed, s.Declined, s.TooOld, s.RefusedLoads, s.RefusedFills, s.RefusedWrites,
+		s.Unkept, s.Writes, s.Invalidated, s.Flushes, s.Gaps, s.CutOffs, s.Silences, s.LogDowns, s.Muted, s.LogSeq,
 	}
-	_ = []int{s.Entries, s.InDoubt, s.Backlog, s.Intents}
+	_ = []int{s.Entries, s.InDoubt, s.Backlog, s.Intents, s.Loading, s.Peers}
 	var _ uint32 = s.SourceEpoch
 	_ = []int64{s.Cost, s.MaxCost}
 	_ = []bool{s.CutOff, s.Bypassed}
 	_ = []bool{s.State == tidemark.Alone, s.State == tidemark.Joining, s.State == tidemark.Fresh, s.State == tidemark.Suspect, s.State == tidemark.Ended}
 	var _ func(tidemark.State) string = tidemark.State.String
-	_ = []time.Duration{s.Fresh}
+	var _ encoding.TextMarshaler = s.State
+	var _ encoding.TextUnmarshaler = &s.State
+	_ = []time.Duration{s.Fresh, s.LoadTime}
 
 	var x tidemark.Explanation
 	_ = []bool{x.Resident, x.Served, x.Absent, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff, x.Bypassed}

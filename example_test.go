@@ -2,8 +2,12 @@ package tidemark_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"expvar"
 	"fmt"
+	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -403,4 +407,46 @@ func ExampleCache_Explain() {
 	// Output:
 	// version 1 by load (window); tide mark 1 by load
 	// no entry; tide mark 7 by invalidate
+}
+
+// Without any metrics library: all that Stats has, on /debug/vars of every program
+// that imports expvar.
+func ExampleCache_Stats() {
+	ctx := context.Background()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: newAccounts()})
+	defer cache.Close(ctx)
+	expvar.Publish("tidemark.balances", expvar.Func(func() any { return cache.Stats() }))
+
+	_, _ = cache.Load(ctx, "alice")
+	_, _ = cache.Load(ctx, "alice")
+	var read struct {
+		Hits, Misses, Loads uint64
+		State               string
+	}
+	_ = json.Unmarshal([]byte(expvar.Get("tidemark.balances").String()), &read)
+	fmt.Println(read)
+	// Output: {1 1 1 alone}
+}
+
+// A Logger gets what an operator should know, and no flood of it; OnEvent gets
+// everything, for those who count.
+func ExampleOptions_logger() {
+	ctx := context.Background()
+	var log strings.Builder
+	events := 0
+	cache, _ := tidemark.New(tidemark.Options[string, int]{
+		MaxCost: 10,
+		Cost:    func(_ string, v int) int64 { return int64(v) },
+		Logger:  slog.New(slog.NewTextHandler(&log, nil)).With("cache", "balances"),
+		OnEvent: func(tidemark.Event) { events++ },
+	})
+	for i := range 100 {
+		cache.Put("alice", 1200, tidemark.Version(i+1))
+	}
+	_ = cache.Close(ctx)
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	last := lines[len(lines)-1]
+	fmt.Println(events, "events,", len(lines), "records, the last:", last[strings.Index(last, "level="):strings.Index(last, " within=")])
+	// Output:
+	// 100 events, 11 records, the last: level=WARN msg="tidemark: records left out of the log" cache=balances message="tidemark: a value costs more than MaxCost and is not cached" records=90
 }

@@ -180,7 +180,7 @@ type member[K comparable, V any] struct {
 	wg    sync.WaitGroup // goroutines of this type
 	stops []func()       // end the subscriptions
 
-	received, applies, bad, foreign, lapsed atomic.Uint64
+	received, applies, bad, foreign, lapsed, gaps, cutOffs, silences, logDowns, logSeq atomic.Uint64
 
 	ear *ear // the transport that it trusts: the Log, or else the Hint
 
@@ -323,6 +323,7 @@ func (r *member[K, V]) notice() {
 		r.lose(e, "own hello does not come back")
 	}
 	if silent > 0 {
+		r.silences.Add(uint64(silent))
 		r.c.suspect(fmt.Sprintf("origins that fell silent without a goodbye: %d", silent))
 	}
 }
@@ -349,6 +350,7 @@ func (r *member[K, V]) lose(e *ear, reason string) {
 	r.mu.Unlock()
 	if !already {
 		r.c.stats.suspicions.Add(1)
+		r.cutOffs.Add(1)
 		r.c.opts.Logger.Warn("tidemark: cut off from the replicas", "transport", e.name, "reason", reason)
 		r.c.emit(Event{Kind: EventCutOff, Reason: e.name + ": " + reason})
 	}
@@ -403,11 +405,13 @@ func (r *member[K, V]) receive(e *ear, msg []byte) {
 		return
 	case m.CacheID != r.out.id:
 		r.foreign.Add(1)
+		r.c.opts.Logger.Warn("tidemark: a message of another name or schema is ignored", "transport", e.name)
 		r.c.emit(Event{Kind: EventForeignMessage, Reason: e.name})
 		return
 	}
 	first, gap, level := r.listen(e, m)
 	if gap != "" {
+		r.gaps.Add(1)
 		r.missed(e, level, gap)
 	}
 	if m.Origin == r.out.origin {
@@ -673,8 +677,10 @@ func (r *member[K, V]) follow(e *ear) {
 		case errors.Is(err, ErrGap):
 			e.follower.Reset()
 			r.lose(e, err.Error())
+			r.gaps.Add(1)
 		case !down:
 			down = true
+			r.logDowns.Add(1)
 			r.note(e.name + ": " + err.Error())
 			r.tell(EventLogDown, e.name+": "+err.Error())
 		}
@@ -734,6 +740,7 @@ func (r *member[K, V]) read(e *ear, progress func()) (err error) {
 		}
 		if apply {
 			r.receive(e, msg)
+			r.logSeq.Store(seq)
 		}
 		progress()
 	}
@@ -767,9 +774,16 @@ func (r *member[K, V]) callStop(stop func()) {
 // addStats adds what the replica has counted.
 func (r *member[K, V]) addStats(s *Stats) {
 	s.Received, s.Applies, s.Bad, s.Foreign = r.received.Load(), r.applies.Load(), r.bad.Load(), r.foreign.Load()
-	s.Lapsed = r.lapsed.Load()
+	s.Lapsed, s.Gaps, s.CutOffs = r.lapsed.Load(), r.gaps.Load(), r.cutOffs.Load()
+	s.Silences, s.LogDowns, s.LogSeq = r.silences.Load(), r.logDowns.Load(), r.logSeq.Load()
 	r.mu.Lock()
 	s.Intents = r.intents.Len()
+	for origin, v := range r.ear.origins {
+		if origin == r.out.origin || v.silent || v.hello == 0 {
+			continue
+		}
+		s.Peers++
+	}
 	r.mu.Unlock()
 	r.out.addStats(s)
 }
@@ -821,6 +835,7 @@ func (c *Cache[K, V]) rejoin() {
 // newGeneration makes every entry worthless.
 func (c *Cache[K, V]) newGeneration() {
 	c.turnEra(func(era uint64) uint64 { return era + eraGeneration })
+	c.stats.flushes.Add(1)
 	c.sweepAll.Store(true)
 	c.policy.kick()
 }
@@ -883,6 +898,7 @@ func (c *Cache[K, V]) viewKey(b []byte) (key K, err error) {
 // an Invalidator in the Options, Invalidate never waits.
 func (c *Cache[K, V]) Invalidate(ctx context.Context, key K, version Version) error {
 	m, epoch := mark{version: version}, c.sourceEpoch.Load()
+	c.stats.invalidated.Add(1)
 	c.apply(key, c.keys.hash(key), m, epoch, byInvalidate)
 	if !c.work.enter() {
 		return ErrClosed

@@ -405,12 +405,14 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 		case c.places <- struct{}{}:
 			defer func() { <-c.places }()
 		case <-ctx.Done():
+			c.stats.declined.Add(1)
 			return fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
 		}
 	}
 	if c.opts.Breaker != nil {
 		done, refused := c.opts.Breaker.Allow()
 		if refused != nil {
+			c.stats.declined.Add(1)
 			return fmt.Errorf("%w: %w", ErrUnavailable, refused)
 		}
 		err = &PanicError{Value: "the load did not return"} // for done, if it does not
@@ -423,6 +425,12 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 		}()
 	}
 	c.stats.loads.Add(1)
+	c.stats.loading.Add(1)
+	began := c.now()
+	defer func() { // also if call does not return
+		c.stats.loading.Add(-1)
+		c.stats.loadTime.Add(max(c.now()-began, 0))
+	}()
 	err = call()
 	return err
 }

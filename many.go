@@ -116,7 +116,7 @@ func (m *many[K, V]) miss(key K, hash uint64, has bool) {
 		}
 	}
 	if has && c.failsStale(c.opts.Level) {
-		m.failed[key] = stale(c.opts.Level)
+		m.failed[key] = c.stale(c.opts.Level)
 		return
 	}
 	w := &waiter[K, V]{key: key, hash: hash, level: c.opts.Level, need: mark{version: c.opts.Level.version}}

@@ -154,10 +154,13 @@ type Options[K comparable, V any] struct {
 	MaxStale time.Duration
 
 	// Logger receives what an operator should know: cut-offs, lost messages,
-	// writes in doubt. Nil means that nothing is logged.
+	// writes in doubt. Nil means that nothing is logged. A flood does not reach it:
+	// of one message at one level it gets 10 records in 10 seconds, and then, when
+	// that time is over, one that says how many it was spared. While that goes on
+	// the time doubles, up to ten minutes. Stats.Muted counts what it was spared.
 	Logger *slog.Logger
 
-	// OnEvent, if not nil, is called for each Event, with no lock held, while
+	// OnEvent, if not nil, is called for each Event, none left out, with no lock held, while
 	// the goroutine that noticed it waits, so it should be quick. It must not
 	// call Close, or write or invalidate through the cache, which may wait for
 	// that goroutine. A panic is contained.
@@ -196,6 +199,26 @@ var Strong = LoaderClass{}
 // answer would prove nothing, the cache asks the strong source instead:
 // Options.Store if set, or else the Loader's LoadStrong.
 func Lagging(lag time.Duration) LoaderClass { return LoaderClass{laggingLoader, lag} }
+
+// String says it as it is written in Go.
+func (l LoaderClass) String() string {
+	if l.kind == laggingLoader {
+		return fmt.Sprintf("Lagging(%v)", l.lag)
+	}
+	return "Strong"
+}
+
+// String returns the policy's name.
+func (p StalePolicy) String() string {
+	switch p {
+	case Reload:
+		return "Reload"
+	case Fail:
+		return "Fail"
+	default:
+		return "invalid"
+	}
+}
 
 // A StrongLoader is a Lagging loader that can also read from the primary.
 type StrongLoader[K comparable, V any] interface {
@@ -245,6 +268,46 @@ func (o Options[K, V]) normal() (Options[K, V], error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o, nil
+}
+
+// Options returns the options that the cache was made with, the defaults filled in.
+func (c *Cache[K, V]) Options() Options[K, V] {
+	o := c.opts
+	o.Logger = slog.New(c.logLimit.handler)
+	return o
+}
+
+// Warnings returns what New accepts and is probably not meant, each in a sentence
+// that begins with the field. They are of options as [Cache.Options] returns them:
+// fields that are zero count as such, not as their defaults.
+func (o Options[K, V]) Warnings() (all []string) {
+	warn := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	connected, logged, beat := o.Invalidator.connected(), o.Invalidator.Log != nil, o.Invalidator.beat()
+	if connected && o.TTL == 0 && o.EntryTTL == nil {
+		warn("TTL is not set: a change that nobody tells of is served until it is evicted")
+	}
+	if o.TTL > 0 && o.NegativeTTL > o.TTL {
+		warn("NegativeTTL is %v, above TTL %v: that a key does not exist is believed longer than what it holds", o.NegativeTTL, o.TTL)
+	}
+	if o.Level.kind == levelWithin && logged && o.Level.within < 2*beat {
+		warn("Level is %v, less than two beats of %v: many reads find nothing that is shown to be so fresh", o.Level, beat)
+	}
+	if o.MaxStale > 0 && logged && o.MaxStale < 2*beat {
+		warn("MaxStale is %v, less than two beats of %v: many reads find nothing that is shown to be so fresh", o.MaxStale, beat)
+	}
+	if o.Level.kind == levelWithin && connected && !logged {
+		warn("Level is %v without a Log: nothing makes an entry younger than its load", o.Level)
+	}
+	if o.OnStale == Fail && !logged {
+		warn("OnStale is Fail without a Log: once an entry is older than a read's bound, such reads fail until it is gone")
+	}
+	if o.MaxLoads < 0 {
+		warn("MaxLoads is negative: a cold cache asks the source for everything at once")
+	}
+	if o.LoadTimeout < 0 {
+		warn("LoadTimeout is negative: a source that hangs holds its readers, and their places among MaxLoads, for ever")
+	}
+	return all
 }
 
 func setDefault[T comparable](field *T, value T) {

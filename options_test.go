@@ -477,3 +477,51 @@ type noHint struct{}
 func (noHint) Publish(context.Context, []byte) error { return errAnswerLost }
 
 func (noHint) Subscribe(func([]byte), func(string)) (func(), error) { return nil, errAnswerLost }
+
+// What is allowed and probably not meant is said, and what is usual is not.
+func TestOptions_Warnings(t *testing.T) {
+	b, log := newBus(), newMemLog()
+	for name, c := range map[string]struct {
+		o    Options[string, int]
+		want []string // how the warnings begin
+	}{
+		"the zero value":           {Options[string, int]{}, nil},
+		"as the README has it":     {Options[string, int]{TTL: time.Hour, Invalidator: b.invalidator()}, nil},
+		"within, on a log":         {Options[string, int]{TTL: time.Hour, Invalidator: log.invalidator(), Level: Within(2 * testBeat), OnStale: Fail}, nil},
+		"own TTLs":                 {Options[string, int]{EntryTTL: func(string, Entry[int]) time.Duration { return 1 }, Invalidator: b.invalidator()}, nil},
+		"no TTL":                   {Options[string, int]{Invalidator: b.invalidator()}, []string{"TTL"}},
+		"within less than a beat":  {Options[string, int]{TTL: 1, Invalidator: log.invalidator(), Level: Within(testBeat), MaxStale: testBeat}, []string{"Level", "MaxStale"}},
+		"within, without a log":    {Options[string, int]{TTL: 1, Invalidator: b.invalidator(), Level: Within(time.Second), OnStale: Fail}, []string{"Level", "OnStale"}},
+		"no bound on loads":        {Options[string, int]{MaxLoads: -1, LoadTimeout: -1}, []string{"MaxLoads", "LoadTimeout"}},
+		"absences outlive entries": {Options[string, int]{TTL: 1, NegativeTTL: 2}, []string{"NegativeTTL"}},
+	} {
+		got := c.o.Warnings()
+		require.Len(t, got, len(c.want), "%s: %q", name, got)
+		for i, field := range c.want {
+			assert.Regexp(t, "^"+field+" is ", got[i], name)
+		}
+	}
+}
+
+// A cache tells its options with the defaults, and they make another like it.
+func TestCache_Options(t *testing.T) {
+	book := &logbook{}
+	c := newCache(t, Options[string, int]{TTL: time.Minute, Level: Within(time.Second), Logger: book.logger()})
+	o := c.Options()
+	assert.EqualValues(t, defaultMaxCost, o.MaxCost)
+	assert.Equal(t, defaultLoadTimeout, o.LoadTimeout)
+	assert.Equal(t, "Within(1s)", o.Level.String())
+	assert.Empty(t, o.Warnings())
+	for range 2 * logBurst {
+		o.Logger.Info("own")
+	}
+	assert.Len(t, book.of(t, "own"), 2*logBurst, "the limit is the cache's, not its caller's")
+	newCache(t, o)
+}
+
+func TestOptions_Strings(t *testing.T) {
+	assert.Equal(t, "[Any AtLeast(7) Within(2s) After(token) Linearizable]",
+		fmt.Sprint([]Level{Any, AtLeast(7), Within(2 * time.Second), After(Token{full: true}), Linearizable}))
+	assert.Equal(t, "[Strong Lagging(1s)]", fmt.Sprint([]LoaderClass{Strong, Lagging(time.Second)}))
+	assert.Equal(t, "[Reload Fail invalid]", fmt.Sprint([]StalePolicy{Reload, Fail, 7}))
+}

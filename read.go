@@ -70,6 +70,22 @@ func After(t Token) Level {
 	return Level{kind: levelAfter, token: &t}
 }
 
+// String says it as it is written in Go, a token left out.
+func (l Level) String() string {
+	switch l.kind {
+	case levelAny:
+		return "Any"
+	case levelAtLeast:
+		return fmt.Sprintf("AtLeast(%d)", l.version)
+	case levelWithin:
+		return fmt.Sprintf("Within(%v)", l.within)
+	case levelAfter:
+		return "After(token)"
+	default:
+		return "Linearizable"
+	}
+}
+
 // admits reports whether the entry e can satisfy l. The mark, and applied, must
 // have been read before e (S62), and now after it; only if timed says so is now
 // looked at.
@@ -142,7 +158,7 @@ func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (e Entry[V],
 	}
 	c.stats.misses.add()
 	if ok && c.failsStale(level) {
-		return Entry[V]{Age: -1}, stale(level)
+		return Entry[V]{Age: -1}, c.stale(level)
 	}
 	return c.load(ctx, key, hash, level)
 }
@@ -153,7 +169,11 @@ func (c *Cache[K, V]) failsStale(l Level) bool {
 	return l.kind == levelWithin && c.opts.OnStale == Fail
 }
 
-func stale(l Level) error { return fmt.Errorf("%w: not known to be within %v", ErrStale, l.within) }
+// stale is the error of a read that ends so.
+func (c *Cache[K, V]) stale(l Level) error {
+	c.stats.tooOld.Add(1)
+	return fmt.Errorf("%w: not known to be within %v", ErrStale, l.within)
+}
 
 // SetBypass is a switch for the hour in which nobody trusts this cache: while it is
 // on, nothing is served from memory. Get misses, and Load and Read ask the source,

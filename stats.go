@@ -2,8 +2,10 @@ package tidemark
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,12 +19,24 @@ type Stats struct {
 	Hits   uint64 // reads served from memory, cached absences included
 	Misses uint64 // reads that memory could not answer
 
-	Loads      uint64 // calls of the Loader; a bulk load counts as one
-	LoadErrors uint64 // loads that failed, per key
-	Joined     uint64 // reads that waited for a load that was running already
-	Confirmed  uint64 // states of which the source had still the version, and was not asked for more
-	Refreshes  uint64 // loads started behind a hit
-	Refused    uint64 // states loaded, filled or written that were not stored, most of them below the tide mark
+	Loads      uint64        // calls of the Loader; a bulk load counts as one
+	LoadErrors uint64        // loads that failed, per key
+	LoadTime   time.Duration // spent in those calls that have ended, added up
+	Declined   uint64        // calls that were not made: no place among MaxLoads in time, or the Breaker refused
+	Joined     uint64        // reads that waited for a load that was running already
+	Confirmed  uint64        // states of which the source had still the version, and was not asked for more
+	Refreshes  uint64        // loads started behind a hit
+	TooOld     uint64        // reads that failed because OnStale is Fail
+
+	// States that were not stored because their key had moved on since they were
+	// read, or nothing shows that it had not: the races that were lost, and noticed.
+
+	RefusedLoads  uint64
+	RefusedFills  uint64 // of BeginFill, those without a version included
+	RefusedWrites uint64 // committed all the same
+	Refused       uint64 // the three together
+
+	Unkept uint64 // other loads, fills and writes that were not stored: the options say so, or others took the room
 
 	Applied   uint64 // values that Put stored
 	Duplicate uint64 // values that Put found stored
@@ -32,25 +46,37 @@ type Stats struct {
 
 	Evictions uint64 // entries given up for room, or not admitted
 
+	Writes    uint64 // writes that were committed
 	Conflicts uint64 // writes whose base was not current
 	Uncertain uint64 // writes whose outcome was not known at once
 
-	Suspicions uint64 // times when all entries became suspect
-	Sent       uint64 // messages published
-	Received   uint64 // messages of other origins
-	Applies    uint64 // keys that those invalidated
-	Bad        uint64 // messages that could not be understood
-	Foreign    uint64 // messages of another name or schema
-	Collapsed  uint64 // backlogs given up for one "everything changed"
-	Lapsed     uint64 // strict writes of others of which nobody told how they ended
-	Panics     uint64 // callbacks that panicked
+	Invalidated uint64 // keys for which Invalidate was called here
+	Flushes     uint64 // times when everything was thrown away, by InvalidateAll anywhere or a new SourceEpoch
 
+	Suspicions uint64 // times when all entries became suspect, for one of the following reasons or another
+	Gaps       uint64 // a message was missing: in an origin's numbers, or in the Log
+	CutOffs    uint64 // this replica no longer heard the others
+	Silences   uint64 // origins that fell silent without a goodbye
+
+	LogDowns  uint64 // times when the Log could no longer be read
+	Sent      uint64 // messages published
+	Received  uint64 // messages of other origins
+	Applies   uint64 // keys that those invalidated
+	Bad       uint64 // messages that could not be understood
+	Foreign   uint64 // messages of another name or schema
+	Collapsed uint64 // backlogs given up for one "everything changed"
+	Lapsed    uint64 // strict writes of others of which nobody told how they ended
+	Panics    uint64 // callbacks that panicked
+	Muted     uint64 // records that the Logger was spared, see Options.Logger
+
+	Loading     int   // calls of the Loader that run
 	Entries     int   // as Len
 	Cost        int64 // of all entries; never above MaxCost but while Resize shrinks
 	MaxCost     int64
 	InDoubt     int // writes in doubt now
 	Intents     int // strict writes of others that have begun and not ended
 	Backlog     int // keys that wait to be broadcast
+	Peers       int // other replicas and Publishers that say hello, as this one hears
 	State       State
 	SourceEpoch uint32 // the latest that was declared
 	Bypassed    bool   // SetBypass is on: nothing is served from memory
@@ -62,6 +88,10 @@ type Stats struct {
 	// first two DoubtTimeouts after joining are as old as their loads instead. With
 	// a Prober it is what the source has shown, of every change that it committed.
 	Fresh time.Duration
+
+	// LogSeq is the sequence number of the message of the Log that was read last;
+	// 0 if none was. How far it is behind the Log's last is how far this replica is.
+	LogSeq uint64
 }
 
 // Stats returns a snapshot. It takes each shard's lock once.
@@ -69,17 +99,21 @@ func (c *Cache[K, V]) Stats() Stats {
 	t := &c.stats
 	s := Stats{
 		Hits: t.hits.sum(), Misses: t.misses.sum(),
-		Loads: t.loads.Load(), LoadErrors: t.loadErrors.Load(), Joined: t.joined.Load(),
-		Confirmed: t.confirmed.Load(), Refreshes: t.refreshes.Load(), Refused: t.refused.Load(),
+		Loads: t.loads.Load(), LoadErrors: t.loadErrors.Load(), LoadTime: time.Duration(t.loadTime.Load()),
+		Declined: t.declined.Load(), Joined: t.joined.Load(), Confirmed: t.confirmed.Load(), Refreshes: t.refreshes.Load(),
+		TooOld: t.tooOld.Load(), RefusedLoads: t.refused[byLoad].Load(), RefusedFills: t.refused[byFill].Load(),
+		RefusedWrites: t.refused[byWrite].Load(), Unkept: t.unkept.Load(),
 		Applied: t.puts[Applied].Load(), Duplicate: t.puts[Duplicate].Load(), Stale: t.puts[Stale].Load(),
 		Unproven: t.puts[Unproven].Load(), TooLarge: t.tooLarge.Load(),
-		Evictions: c.policy.evictions.Load(), Conflicts: t.conflicts.Load(), Uncertain: t.uncertain.Load(),
-		Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
+		Evictions: c.policy.evictions.Load(), Writes: t.writes.Load(), Conflicts: t.conflicts.Load(), Uncertain: t.uncertain.Load(),
+		Invalidated: t.invalidated.Load(), Flushes: t.flushes.Load(), Suspicions: t.suspicions.Load(), Panics: t.panics.Load(),
+		Muted: c.logLimit.muted.Load(), Loading: int(t.loading.Load()),
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
 		State: c.state(), SourceEpoch: c.sourceEpoch.Load(), Bypassed: c.era.Load()&eraBypass != 0,
 		Fresh: c.freshness().Alone(c.moments()),
 	}
+	s.Refused = s.RefusedLoads + s.RefusedFills + s.RefusedWrites
 	if c.replica != nil {
 		c.replica.addStats(&s)
 	}
@@ -119,6 +153,19 @@ func (s State) String() string {
 	return "invalid"
 }
 
+// MarshalText returns the state's name.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText takes a name that MarshalText has returned.
+func (s *State) UnmarshalText(text []byte) error {
+	i := slices.Index(replicaStates[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("tidemark: %q is no state", text)
+	}
+	*s = State(i)
+	return nil
+}
+
 func (c *Cache[K, V]) state() State {
 	switch {
 	case c.closed.Load():
@@ -139,12 +186,15 @@ func (c *Cache[K, V]) state() State {
 type stats struct {
 	hits, misses striped
 
-	loads, loadErrors, joined, confirmed, refreshes, refused atomic.Uint64
+	loads, loadErrors, declined, joined, confirmed, refreshes, tooOld atomic.Uint64
 
-	puts     [Closed + 1]atomic.Uint64
-	tooLarge atomic.Uint64
+	loadTime, loading atomic.Int64
 
-	conflicts, uncertain, suspicions, panics atomic.Uint64
+	puts             [Closed + 1]atomic.Uint64
+	refused          [byMessage + 1]atomic.Uint64
+	tooLarge, unkept atomic.Uint64
+
+	writes, conflicts, uncertain, invalidated, flushes, suspicions, panics atomic.Uint64
 }
 
 func (t *stats) init() {
@@ -152,15 +202,19 @@ func (t *stats) init() {
 	t.misses.init()
 }
 
-// outcome counts what became of an offered state.
-func (t *stats) outcome(by cause, o Outcome) {
+// outcome counts what became of an offered state. spurned says that it could have
+// been stored.
+func (t *stats) outcome(by cause, o Outcome, spurned bool) {
 	switch {
 	case o == TooLarge:
 		t.tooLarge.Add(1)
 	case by == byPut:
 		t.puts[o].Add(1)
-	case o != Applied:
-		t.refused.Add(1)
+	case o == Applied:
+	case spurned:
+		t.unkept.Add(1)
+	default:
+		t.refused[by].Add(1)
 	}
 }
 

@@ -295,6 +295,7 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 	case err == nil:
 		// Committed, but at a version that orders nothing: the contract is
 		// broken, and only the source knows the key's state.
+		c.stats.writes.Add(1)
 		c.apply(w.key, w.hash, mark{}, w.epoch, byWrite)
 		c.told(w, mark{}, false)
 		return none, fmt.Errorf("%w: the store put version %d after %d", ErrNoVersion, version, w.base)
@@ -317,6 +318,7 @@ func (c *Cache[K, V]) settle(ctx context.Context, w *write[K, V], version Versio
 // write does not, for the log had its intent before. If the cache is closing it
 // waits as well: nobody else would say that it did not get out.
 func (c *Cache[K, V]) committed(ctx context.Context, w *write[K, V], version Version) (Entry[V], error) {
+	c.stats.writes.Add(1)
 	m := mark{version, w.absent}
 	n := newNode(w.key, w.hash, w.value, m, byWrite)
 	n.E.provenAt = w.began.Mono
@@ -422,6 +424,9 @@ func (c *Cache[K, V]) resolved(w *write[K, V], m mark, d *doubt, committed bool)
 	s.invalidateLocked(w.key, w.hash, c.comparable(m, w.epoch), byWrite, c.moment())
 	s.releaseLocked(w.key)
 	s.mu.Unlock()
+	if committed {
+		c.stats.writes.Add(1)
+	}
 	var ticket uint64 // before the doubt is over: Close says goodbye when there is none
 	if w.holds {
 		ticket = c.replica.out.conclude(w.name, w.op, m, w.epoch, false)

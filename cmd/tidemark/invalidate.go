@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -33,23 +34,35 @@ count on nothing else.
 
 // A busTarget is a cache on a NATS server, as the flags name it.
 type busTarget struct {
-	server, name, schema, keyType string
+	server, creds, name, schema, keyType string
 
 	stream bool   // on JetStream
 	epoch  uint32 // of the source
 }
 
 func (t *busTarget) define(f *flag.FlagSet) {
-	f.StringVar(&t.server, "server", nats.DefaultURL, "`url` of the NATS server")
-	f.StringVar(&t.name, "name", "", "`name` of the cache; required")
+	t.defineServer(f)
 	f.BoolVar(&t.stream, "stream", false, "the cache has a JetStream stream")
 	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys: string or int")
 }
+
+// defineServer defines the flags that every command with a server has.
+func (t *busTarget) defineServer(f *flag.FlagSet) {
+	t.keyType = "string"
+	f.StringVar(&t.server, "server", nats.DefaultURL, "`url` of the NATS server")
+	f.StringVar(&t.creds, "creds", "", "`file` with the credentials for the server")
+	f.StringVar(&t.name, "name", "", "`name` of the cache; required")
+}
+
+// validName is what the name of a cache on NATS looks like.
+var validName = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
 
 func (t *busTarget) validate() error {
 	var errs []error
 	if t.name == "" {
 		errs = append(errs, errors.New("-name is required"))
+	} else if !validName.MatchString(t.name) {
+		errs = append(errs, fmt.Errorf("-name is %q, want letters, digits, '-', '_' and dots", t.name))
 	}
 	if t.keyType != "string" && t.keyType != "int" {
 		errs = append(errs, fmt.Errorf("-key-type is %q, want string or int", t.keyType))
@@ -68,6 +81,9 @@ func (t *busTarget) subject() string {
 // connect returns a connection to the server, or why it cannot be reached.
 func (t *busTarget) connect(options ...nats.Option) (*nats.Conn, error) {
 	options = append([]nats.Option{nats.Timeout(3 * time.Second), nats.Name("tidemark")}, options...)
+	if t.creds != "" {
+		options = append(options, nats.UserCredentials(t.creds))
+	}
 	nc, err := nats.Connect(t.server, options...)
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach %s: %w", t.server, err)

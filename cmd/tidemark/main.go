@@ -39,6 +39,9 @@ var commands = []command{
 	{"watch", "print what the replicas of a cache tell each other", runWatch},
 	{"outbox", "have PostgreSQL write down what changes in a table", runOutbox},
 	{"relay", "tell the replicas of a cache what PostgreSQL has written down", runRelay},
+	{"top", "show the replicas of a cache, and what they do, while you look", runTop},
+	{"inspect", "ask every replica, and the source, for the version of a key, and why", runInspect},
+	{"doctor", "look for what is wrong with a cache's streams, permissions, clocks and options", runDoctor},
 }
 
 func main() {

@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 // sql runs commands in the database at url.
-func sql(ctx context.Context, url, commands string) error {
+func execute(ctx context.Context, url, commands string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err
@@ -33,8 +33,8 @@ func sql(ctx context.Context, url, commands string) error {
 }
 
 func TestOutboxAndRelay(t *testing.T) {
-	url := pgtest.Database(t, sql)
-	require.NoError(t, sql(t.Context(), url, `CREATE TABLE accounts (key bigint PRIMARY KEY, value bigint, version bigint)`))
+	url := pgtest.Database(t, execute)
+	require.NoError(t, execute(t.Context(), url, `CREATE TABLE accounts (key bigint PRIMARY KEY, value bigint, version bigint)`))
 	do := func(args ...string) result {
 		return tidemarkWith(t.Context(), "", append(args, "-database", url, "-table", "accounts")...)
 	}
@@ -44,7 +44,7 @@ func TestOutboxAndRelay(t *testing.T) {
 	r = do("outbox", "print", "-raise")
 	require.Equal(t, exitOK, r.status, r.err)
 	require.Contains(t, r.out, `CREATE TABLE IF NOT EXISTS "accounts_outbox"`)
-	require.NoError(t, sql(t.Context(), url, r.out), "what is printed can be run")
+	require.NoError(t, execute(t.Context(), url, r.out), "what is printed can be run")
 	require.Equal(t, exitOK, do("outbox", "check", "-raise").status)
 	r = do("outbox", "install")
 	require.Equal(t, exitOK, r.status, r.err)
@@ -64,7 +64,7 @@ func TestOutboxAndRelay(t *testing.T) {
 	}
 	next := stream(t, s.ClientURL())
 	require.Equal(t, wire.KindInvalidateAll, next().Kind, "who knows what changed before")
-	require.NoError(t, sql(t.Context(), url, `INSERT INTO accounts VALUES (7, 1, 3)`))
+	require.NoError(t, execute(t.Context(), url, `INSERT INTO accounts VALUES (7, 1, 3)`))
 	assert.Equal(t, []wire.Entry{{Key: []byte("\x07\x00\x00\x00\x00\x00\x00\x00"), Version: 3}}, next().Entries)
 	time.Sleep(300 * time.Millisecond) // for a line of what was counted
 	stop()

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/nats-io/nats.go"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/ops"
+	"github.com/tidemark-go/tidemark/store/sqlstore"
+)
+
+const inspectUsage = `usage: tidemark inspect -name NAME [flags] KEY
+
+Inspect asks every replica of a cache what it knows of a key, and says why a read
+there returns what it does. With -store it also asks the source for the version
+that the row has now. Replicas answer if the program calls View.Serve of package
+ops. No value is printed unless -value is given, and the replica shows values.
+
+The store is sqlite:FILE or sqlite:FILE?table=NAME, a table of package sqlstore;
+it is opened for reading.
+
+`
+
+// runInspect is "tidemark inspect".
+func runInspect(ctx context.Context, args []string, std streams) int {
+	var target busTarget
+	flags := flag.NewFlagSet("inspect", flag.ContinueOnError)
+	flags.SetOutput(std.err)
+	flags.Usage = func() {
+		fmt.Fprint(std.err, inspectUsage)
+		flags.PrintDefaults()
+	}
+	target.defineServer(flags)
+	flags.StringVar(&target.keyType, "key-type", "string", "`type` of the keys in the store: string or int")
+	store := flags.String("store", "", "`url` of the source, to compare with")
+	value := flags.Bool("value", false, "print the value, too")
+	asJSON := flags.Bool("json", false, "print JSON")
+	timeout := flags.Duration("timeout", 10*time.Second, "give up after this `duration`")
+	if status, done := parse(flags, args); done {
+		return status
+	}
+	if err := target.validate(); err != nil {
+		return complain(std, "inspect", err)
+	}
+	if flags.NArg() != 1 {
+		return complain(std, "inspect", fmt.Errorf("%d keys, want one", flags.NArg()))
+	}
+	key := flags.Arg(0)
+	var source sourceReader
+	if *store != "" {
+		var err error
+		if source, err = openSource(*store, target.keyType, key); err != nil {
+			return complain(std, "inspect", err)
+		}
+		defer source.close()
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	x, err := inspect(ctx, target, key, *value, source)
+	switch {
+	case *asJSON:
+		e := json.NewEncoder(std.out)
+		e.SetIndent("", "  ")
+		err = errors.Join(err, e.Encode(x))
+	case len(x.Replicas) > 0:
+		err = errors.Join(err, x.print(std))
+	}
+	if err != nil {
+		fmt.Fprintf(std.err, "tidemark inspect: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// An inspection is what is known of one key.
+type inspection struct {
+	Key      string
+	Source   *sourceState `json:",omitempty"`
+	Replicas []ops.Inspection
+}
+
+// A sourceState is what the source has of a key.
+type sourceState struct {
+	Version tidemark.Version // 0: not known
+	Absent  bool
+}
+
+// inspect asks the source first: what a replica has is not older than that, unless
+// it is stale.
+func inspect(ctx context.Context, target busTarget, key string, value bool, source sourceReader) (x inspection, err error) {
+	x.Key = key
+	if source.load != nil {
+		state, err := source.load(ctx)
+		if err != nil {
+			return x, fmt.Errorf("the source: %w", err)
+		}
+		x.Source = &state
+	}
+	nc, err := target.connect(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		return x, err
+	}
+	defer nc.Close()
+	x.Replicas, err = ops.AskKey(ctx, nc, target.name, key, value)
+	if errors.Is(err, ops.ErrNobody) {
+		err = errors.Join(err, nc.LastError())
+	}
+	return x, err
+}
+
+// print prints a table for people.
+func (x *inspection) print(std streams) error {
+	fmt.Fprintf(std.out, "key %s\n\n", strconv.Quote(x.Key))
+	t := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "WHERE\tVERSION\tSERVED\tTIDE MARK\tAGE\tWHY")
+	if s := x.Source; s != nil {
+		words := "the row"
+		if s.Absent {
+			words = "no row"
+		}
+		fmt.Fprintf(t, "source\t%s\t\t\t\t%s\n", versionText(s.Version, s.Absent), words)
+	}
+	for i := range x.Replicas {
+		r := &x.Replicas[i]
+		e := &r.Explanation
+		version, served, age := "-", "no", "-"
+		if e.Resident {
+			version = versionText(e.Version, e.Absent)
+		}
+		if e.Served {
+			served = "yes"
+		}
+		if e.Resident && e.Age >= 0 {
+			age = e.Age.Round(time.Millisecond).String()
+		}
+		words := r.Words
+		if x.behind(e) {
+			words += " -- BEHIND THE SOURCE"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", printable(r.Instance), version, served, e.TideMark, age, printable(words))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, r := range x.Replicas {
+		if r.HasValue {
+			more := ""
+			if r.Truncated {
+				more = " (and more)"
+			}
+			fmt.Fprintf(std.out, "\nvalue at %s: %s%s\n", printable(r.Instance), strconv.Quote(r.Value), more)
+		}
+	}
+	return nil
+}
+
+// behind reports whether a replica serves less than the source had before it was
+// asked.
+func (x *inspection) behind(e *tidemark.Explanation) bool {
+	return x.Source != nil && e.Served && e.Version < x.Source.Version
+}
+
+func versionText(v tidemark.Version, absent bool) string {
+	switch {
+	case absent && v == 0:
+		return "absent"
+	case absent:
+		return fmt.Sprintf("absent@%d", v)
+	default:
+		return strconv.FormatUint(uint64(v), 10)
+	}
+}
+
+// printable returns s without what a terminal would take for a command: it comes
+// from whoever answers on the subject.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
+// A sourceReader reads one key from the source.
+type sourceReader struct {
+	load  func(ctx context.Context) (sourceState, error)
+	close func()
+}
+
+// openSource returns a reader of key. Mistakes in the arguments are reported here,
+// all others when it reads.
+func openSource(store, keyType, key string) (r sourceReader, err error) {
+	rest, ok := strings.CutPrefix(store, "sqlite:")
+	if !ok {
+		return r, fmt.Errorf("-store is %q, want sqlite:FILE", store)
+	}
+	file, query, _ := strings.Cut(rest, "?")
+	values, err := url.ParseQuery(query)
+	if err != nil || file == "" {
+		return r, fmt.Errorf("-store is %q, want sqlite:FILE or sqlite:FILE?table=NAME", store)
+	}
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?mode=ro&_pragma=busy_timeout(2000)")
+	if err != nil {
+		return r, err
+	}
+	if keyType == "int" {
+		n, err := strconv.ParseInt(key, 10, 64)
+		if err != nil {
+			return r, errors.Join(fmt.Errorf("%q is not an integer key", key), db.Close())
+		}
+		return readerOf(db, values.Get("table"), n)
+	}
+	return readerOf(db, values.Get("table"), key)
+}
+
+func readerOf[K comparable](db *sql.DB, table string, key K) (r sourceReader, err error) {
+	s, err := sqlstore.New(db, sqlstore.Options[K, []byte]{Table: table, Dialect: sqlstore.SQLite})
+	if err != nil {
+		return r, errors.Join(err, db.Close())
+	}
+	return sourceReader{
+		load: func(ctx context.Context) (sourceState, error) {
+			_, version, err := s.Load(ctx, key)
+			if errors.Is(err, tidemark.ErrNotFound) {
+				return sourceState{version, true}, nil
+			}
+			return sourceState{Version: version}, err
+		},
+		close: func() { _ = db.Close() }, // it was only read from
+	}, nil
+}

@@ -1,0 +1,183 @@
+package otel
+
+import (
+	"math"
+
+	"github.com/tidemark-go/tidemark"
+)
+
+// A kind says how a metric behaves, and with that what its instrument is.
+type kind int
+
+const (
+	counter kind = iota // it only rises
+	sum                 // it rises and falls, and those of several replicas can be added
+	gauge               // it rises and falls, and adding makes no sense
+)
+
+// seconds is the unit of durations.
+const seconds = "s"
+
+// A description is one metric as it is exported. Its help says what to think of it.
+type description struct {
+	name   string
+	kind   kind
+	unit   string // braces: what is counted; empty: nothing is
+	help   string
+	label  string // of its series, besides "cache"; empty if there is one series
+	series []series
+}
+
+// A series is one number of a metric, in nanoseconds if the metric is in seconds.
+type series struct {
+	label string
+	of    func(*tidemark.Stats) (value int64, known bool)
+}
+
+// number is a series that is always known.
+func number[N int | int64 | uint32 | uint64](label string, of func(*tidemark.Stats) N) series {
+	return series{label, func(s *tidemark.Stats) (int64, bool) { return clamp(of(s)), true }}
+}
+
+// clamp keeps what no int64 can hold from becoming negative.
+func clamp[N int | int64 | uint32 | uint64](n N) int64 {
+	if n > 0 && uint64(n) > math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return int64(n)
+}
+
+// one is the series of a metric that has no other.
+func one[N int | int64 | uint32 | uint64](of func(*tidemark.Stats) N) []series {
+	return []series{number("", of)}
+}
+
+// yes is the series of a metric that is 1 or 0.
+func yes(of func(*tidemark.Stats) bool) series {
+	return number("", func(s *tidemark.Stats) int {
+		if of(s) {
+			return 1
+		}
+		return 0
+	})
+}
+
+// states has a series for each state, of which one is 1.
+func states() (all []series) {
+	for state := tidemark.Alone; state <= tidemark.Ended; state++ {
+		is := yes(func(s *tidemark.Stats) bool { return s.State == state })
+		all = append(all, series{state.String(), is.of})
+	}
+	return all
+}
+
+type stats = *tidemark.Stats
+
+// metrics is all that is exported, in the order of docs/operations.md.
+var metrics = []description{
+	{"tidemark.state", gauge, "", "1 for the state that the replica is in, 0 for the others. joining: it does not hear the others, and every read goes to the source; suspect: the log cannot be read, and entries grow old.",
+		"state", states()},
+	{"tidemark.cut_off", gauge, "", "1 while the replica does not hear the others and serves nothing from memory. For a few seconds after a start it should be.",
+		"", []series{yes(func(s stats) bool { return s.CutOff })}},
+	{"tidemark.bypassed", gauge, "", "1 while SetBypass is on: nothing is served from memory until somebody sets it off.",
+		"", []series{yes(func(s stats) bool { return s.Bypassed })}},
+	{"tidemark.staleness_bound", gauge, seconds, "How old anything served from memory can be at most, as the log has shown. Grows while the log is out of reach. Missing if nothing is shown, or there is no log.",
+		"", []series{{"", func(s stats) (int64, bool) { return int64(s.Fresh), s.Fresh >= 0 }}}},
+	{"tidemark.log_sequence", gauge, "", "Number of the log's message that was read last. Replicas that differ for long are behind by so many messages.",
+		"", one(func(s stats) uint64 { return s.LogSeq })},
+	{"tidemark.peers", sum, "{peer}", "Other replicas and publishers that this one hears. It should be the same on all replicas.",
+		"", one(func(s stats) int { return s.Peers })},
+	{"tidemark.source_epoch", gauge, "", "The epoch of the source that was declared last. It should be the same on all replicas.",
+		"", one(func(s stats) uint32 { return s.SourceEpoch })},
+
+	{"tidemark.reads", counter, "{read}", "Reads, by whether memory could answer. A cached absence is a hit. The share of hits is the hit ratio.",
+		"result", []series{
+			number("hit", func(s stats) uint64 { return s.Hits }), number("miss", func(s stats) uint64 { return s.Misses })}},
+	{"tidemark.reads_too_old", counter, "{read}", "Reads that failed with ErrStale because what memory had was too old for them. Callers saw an error.",
+		"", one(func(s stats) uint64 { return s.TooOld })},
+
+	{"tidemark.loads", counter, "{load}", "Calls of the Loader; a bulk load counts once. This is the load on the source.",
+		"", one(func(s stats) uint64 { return s.Loads })},
+	{"tidemark.load_errors", counter, "{load}", "Loads that failed, by key; not those of keys that do not exist. Callers saw an error.",
+		"", one(func(s stats) uint64 { return s.LoadErrors })},
+	{"tidemark.load_time", counter, seconds, "Time spent in calls of the Loader. Its rate divided by that of tidemark.loads is the mean latency of the source.",
+		"", []series{{"", func(s stats) (int64, bool) { return int64(s.LoadTime), true }}}},
+	{"tidemark.loads_running", sum, "{load}", "Calls of the Loader that run now. At MaxLoads further ones wait.",
+		"", one(func(s stats) int { return s.Loading })},
+	{"tidemark.loads_declined", counter, "{load}", "Loads that were not made, since there was no place among MaxLoads in time or the Breaker refused. Callers saw an error; the source was spared.",
+		"", one(func(s stats) uint64 { return s.Declined })},
+	{"tidemark.loads_joined", counter, "{read}", "Reads that waited for a load that was running already. Many of them are a stampede that the source did not see.",
+		"", one(func(s stats) uint64 { return s.Joined })},
+	{"tidemark.refreshes", counter, "{load}", "Loads started behind a hit, by RefreshAfter.",
+		"", one(func(s stats) uint64 { return s.Refreshes })},
+	{"tidemark.confirmations", counter, "{state}", "States that were suspect or too old, of which the source was asked for the version only.",
+		"", one(func(s stats) uint64 { return s.Confirmed })},
+
+	{"tidemark.refused", counter, "{state}", "States that a load, a fill or a write brought and that were not stored, since their key had moved on or might have. These races were lost and noticed: stale values that nobody was served.",
+		"by", []series{
+			number("load", func(s stats) uint64 { return s.RefusedLoads }), number("fill", func(s stats) uint64 { return s.RefusedFills }),
+			number("write", func(s stats) uint64 { return s.RefusedWrites })}},
+	{"tidemark.unkept", counter, "{state}", "Loads, fills and writes that were not stored because the options say so, or others took the room.",
+		"", one(func(s stats) uint64 { return s.Unkept })},
+	{"tidemark.puts", counter, "{put}", "Calls of Put, by outcome. stale: an old value was rejected; unproven: nothing showed that it was not old. Many unproven ones say that Load or BeginFill should be used.",
+		"outcome", []series{
+			number("applied", func(s stats) uint64 { return s.Applied }), number("duplicate", func(s stats) uint64 { return s.Duplicate }),
+			number("stale", func(s stats) uint64 { return s.Stale }), number("unproven", func(s stats) uint64 { return s.Unproven })}},
+	{"tidemark.too_large", counter, "{value}", "Values that cost more than MaxCost and are never cached. Each read of them is a load.",
+		"", one(func(s stats) uint64 { return s.TooLarge })},
+
+	{"tidemark.entries", sum, "{entry}", "Entries in memory.",
+		"", one(func(s stats) int { return s.Entries })},
+	{"tidemark.cost", sum, "", "Cost of all entries, in the unit of Options.Cost; entries, if there is none.",
+		"", one(func(s stats) int64 { return s.Cost })},
+	{"tidemark.cost_limit", sum, "", "MaxCost: what the entries may cost together.",
+		"", one(func(s stats) int64 { return s.MaxCost })},
+	{"tidemark.evictions", counter, "{entry}", "Entries given up for room, or not admitted. Fine as long as the hit ratio is.",
+		"", one(func(s stats) uint64 { return s.Evictions })},
+
+	{"tidemark.writes", counter, "{write}", "Writes through the cache that were committed.",
+		"", one(func(s stats) uint64 { return s.Writes })},
+	{"tidemark.write_conflicts", counter, "{write}", "Writes that the store refused because they were based on a version that was not current. Update tries again; many of them mean a contended key.",
+		"", one(func(s stats) uint64 { return s.Conflicts })},
+	{"tidemark.writes_uncertain", counter, "{write}", "Writes of which it was not known at once whether they were committed: timeouts and lost answers of the store.",
+		"", one(func(s stats) uint64 { return s.Uncertain })},
+	{"tidemark.writes_in_doubt", sum, "{write}", "Writes of which that is not known yet. Their keys are not cached meanwhile. It should fall to 0 within DoubtTimeout.",
+		"", one(func(s stats) int { return s.InDoubt })},
+	{"tidemark.strict_writes_open", sum, "{write}", "Strict writes of other replicas that have begun and not ended. Their keys are not cached meanwhile.",
+		"", one(func(s stats) int { return s.Intents })},
+	{"tidemark.strict_writes_lapsed", counter, "{write}", "Strict writes of others of which nobody told how they ended: their writer has died or was cut off.",
+		"", one(func(s stats) uint64 { return s.Lapsed })},
+
+	{"tidemark.invalidations", counter, "{key}", "Keys invalidated, by whom: calls of Invalidate here, or messages of others.",
+		"from", []series{
+			number("here", func(s stats) uint64 { return s.Invalidated }), number("others", func(s stats) uint64 { return s.Applies })}},
+	{"tidemark.flushes", counter, "{flush}", "Times when everything was thrown away, by InvalidateAll anywhere or a new source epoch. The source feels each.",
+		"", one(func(s stats) uint64 { return s.Flushes })},
+	{"tidemark.suspicions", counter, "{suspicion}", "Times when all entries became suspect, to be confirmed by the source before they are served again. gaps, cut_offs, silences and unreadable messages say why.",
+		"", one(func(s stats) uint64 { return s.Suspicions })},
+	{"tidemark.gaps", counter, "{gap}", "Messages were missing, in an origin's numbers or in the log, and it was noticed.",
+		"", one(func(s stats) uint64 { return s.Gaps })},
+	{"tidemark.cut_offs", counter, "{time}", "Times when the replica no longer heard the others.",
+		"", one(func(s stats) uint64 { return s.CutOffs })},
+	{"tidemark.silences", counter, "{origin}", "Replicas and publishers that fell silent without a goodbye: they died, or were killed before Close.",
+		"", one(func(s stats) uint64 { return s.Silences })},
+	{"tidemark.log_downs", counter, "{time}", "Times when the log could no longer be read. Entries stay and grow old.",
+		"", one(func(s stats) uint64 { return s.LogDowns })},
+
+	{"tidemark.messages_sent", counter, "{message}", "Messages published, hellos included.",
+		"", one(func(s stats) uint64 { return s.Sent })},
+	{"tidemark.messages_received", counter, "{message}", "Messages of others, hellos included.",
+		"", one(func(s stats) uint64 { return s.Received })},
+	{"tidemark.messages_rejected", counter, "{message}", "Messages that were not applied. unreadable: garbage, or a newer release's, and everything became suspect; foreign: of another name or schema on this subject, a mistake in somebody's configuration.",
+		"reason", []series{
+			number("unreadable", func(s stats) uint64 { return s.Bad }), number("foreign", func(s stats) uint64 { return s.Foreign })}},
+	{"tidemark.backlog_keys", sum, "{key}", "Keys that wait to be broadcast. It grows while the transport takes no messages.",
+		"", one(func(s stats) int { return s.Backlog })},
+	{"tidemark.backlog_collapses", counter, "{backlog}", "Backlogs that grew too long and became one message that everything changed.",
+		"", one(func(s stats) uint64 { return s.Collapsed })},
+
+	{"tidemark.callback_panics", counter, "{panic}", "Panics of the Loader, the Store or another callback, contained. Each is a mistake in the program; the log has its stack.",
+		"", one(func(s stats) uint64 { return s.Panics })},
+	{"tidemark.log_records_muted", counter, "{record}", "Records that the Logger was spared, since there were too many like them.",
+		"", one(func(s stats) uint64 { return s.Muted })},
+}

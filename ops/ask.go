@@ -1,0 +1,91 @@
+package ops
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+)
+
+// ErrNobody is returned if no replica answers: none calls [View.Serve], or the
+// cache has another name, or there is no permission.
+var ErrNobody = errors.New("ops: no replica answers")
+
+// quiet is for how long nobody must have answered until no more is waited for. It
+// is longer than a round trip to a replica that is busy.
+const quiet = 300 * time.Millisecond
+
+// Ask asks all replicas of the cache for their Report, and returns what has come
+// when nobody has answered for a while, or ctx ends, in the order of their
+// instances. An error besides reports says which answers could not be understood; it
+// is [ErrNobody] if there are none.
+func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Report, error) {
+	reports, err := ask[Report](ctx, nc, StateSubject(name), nil)
+	slices.SortFunc(reports, func(a, b Report) int { return cmp.Compare(a.Instance, b.Instance) })
+	return reports, err
+}
+
+// AskKey is Ask for what they know of the key that is written as text, with its
+// value if that is set. A replica that shows no values, or does not understand the
+// key, is in the error.
+func AskKey(ctx context.Context, nc *nats.Conn, name, text string, value bool) ([]Inspection, error) {
+	if !utf8.ValidString(text) {
+		return nil, fmt.Errorf("%w: it is not valid UTF-8, and cannot be asked for", ErrKey)
+	}
+	q, err := json.Marshal(request{text, value})
+	if err != nil {
+		return nil, fmt.Errorf("ops: ask: %w", err)
+	}
+	all, err := ask[Inspection](ctx, nc, InspectSubject(name), q)
+	slices.SortFunc(all, func(a, b Inspection) int { return cmp.Compare(a.Instance, b.Instance) })
+	return all, err
+}
+
+// ask collects the answers to one question.
+func ask[A any](ctx context.Context, nc *nats.Conn, subject string, question []byte) (all []A, err error) {
+	inbox := nc.NewInbox()
+	sub, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, fmt.Errorf("ops: ask: %w", err)
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails only if the connection is closed already
+	if err := nc.PublishRequest(subject, inbox, question); err != nil {
+		return nil, fmt.Errorf("ops: ask: %w", err)
+	}
+	var errs []error
+	for wait := 2 * time.Second; ; wait = quiet { // the first may be far away
+		once, cancel := context.WithTimeout(ctx, wait)
+		m, err := sub.NextMsgWithContext(once)
+		cancel()
+		if err != nil {
+			if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrNoResponders) {
+				errs = append(errs, fmt.Errorf("ops: ask: %w", err))
+			}
+			break
+		}
+		if m.Header.Get("Status") == "503" && len(m.Data) == 0 {
+			break // the server: there is nobody
+		}
+		if code := m.Header.Get(micro.ErrorCodeHeader); code != "" {
+			errs = append(errs, fmt.Errorf("ops: a replica says %s: %s", code, m.Header.Get(micro.ErrorHeader)))
+			continue
+		}
+		var a A
+		if err := json.Unmarshal(m.Data, &a); err != nil {
+			errs = append(errs, fmt.Errorf("ops: an answer cannot be understood: %w", err))
+			continue
+		}
+		all = append(all, a)
+	}
+	if all == nil && errs == nil {
+		errs = append(errs, ErrNobody)
+	}
+	return all, errors.Join(errs...)
+}
