@@ -222,11 +222,11 @@ func (r *run) openRedis(ctx context.Context) error {
 	}
 	o, err := redisOptions(r.config.Redis)
 	if err != nil {
-		return fmt.Errorf("Redis: %w", err)
+		return fmt.Errorf("address of Redis: %w", err)
 	}
 	client := redis.NewClient(o)
 	if err := errors.Join(client.Ping(ctx).Err(), client.Close()); err != nil {
-		return fmt.Errorf("Redis: %w", err)
+		return fmt.Errorf("reaching Redis: %w", err)
 	}
 	r.redis, r.prefix = o, "tidemark-storm:"+rand.Text()+":"
 	return nil
