@@ -57,9 +57,11 @@ func runStorm(ctx context.Context, args []string, std streams) int {
 		return complain(std, "storm", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	config.Contenders = storm.Names(config.Redis != "")
-	if *names != "" {
-		config.Contenders = strings.FieldsFunc(*names, func(r rune) bool { return r == ',' || r == ' ' })
-	}
+	flags.Visit(func(f *flag.Flag) {
+		if f.Name == "contenders" { // no names are a mistake, not the default
+			config.Contenders = strings.FieldsFunc(*names, func(r rune) bool { return r == ',' || r == ' ' })
+		}
+	})
 	if err := config.Validate(); err != nil {
 		return complain(std, "storm", err)
 	}
