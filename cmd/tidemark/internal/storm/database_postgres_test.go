@@ -82,7 +82,7 @@ func TestPostgresTellsTheReplicasItself(t *testing.T) {
 				require.NoError(t, err)
 				return sum
 			}
-			assert.Eventually(t, func() bool { return wrong().wrong == 0 }, 10*time.Second, 10*time.Millisecond)
+			assert.Eventually(t, func() bool { return wrong().wrong == 0 }, time.Minute, 10*time.Millisecond)
 		})
 	}
 }
