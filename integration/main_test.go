@@ -2,10 +2,10 @@
 // is used with. It is a module of its own so that nobody who imports tidemark
 // gets a driver or a server into their go.mod.
 //
-// The plain run needs nothing installed. Tests that need a database server are
-// behind a build tag, and fail if they are not told where it is:
+// PostgreSQL comes from internal/pgtest: the one at TIDEMARK_POSTGRES, or one that
+// the tests start. Tests that need MySQL or MariaDB are behind a build tag, and fail
+// if they are not told where it is:
 //
-//	go test -tags postgres ./...   TIDEMARK_POSTGRES=postgres://user@127.0.0.1:5432/db
 //	go test -tags mysql ./...      TIDEMARK_MYSQL='user:password@tcp(127.0.0.1:3306)/db'
 //
 // They create tables with names that nobody else uses, and drop them.

@@ -1,10 +1,7 @@
-//go:build postgres
-
 package integration
 
 import (
 	"net"
-	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -15,16 +12,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/pgtest"
 	"github.com/tidemark-go/tidemark/store/sqlstore"
 	"github.com/tidemark-go/tidemark/store/storetest"
 )
 
-// postgresConfig returns the settings of the server under test.
+// postgresConfig returns the settings of a new database on the server under test.
 func postgresConfig(t *testing.T) *pgx.ConnConfig {
 	t.Helper()
-	dsn := os.Getenv("TIDEMARK_POSTGRES")
-	require.NotEmpty(t, dsn, "set TIDEMARK_POSTGRES, for example to postgres://user@127.0.0.1:5432/db")
-	c, err := pgx.ParseConfig(dsn)
+	c, err := pgx.ParseConfig(pgtest.Database(t, pgExec))
 	require.NoError(t, err)
 	return c
 }
@@ -37,11 +33,15 @@ func openPostgres(t *testing.T, c *pgx.ConnConfig) database {
 	return database{sqlstore.PostgreSQL, db, `"key"`, dollar}
 }
 
-func TestSQLStore_Postgres(t *testing.T) { testSQL(t, openPostgres(t, postgresConfig(t))) }
+func TestSQLStore_Postgres(t *testing.T) {
+	t.Parallel()
+	testSQL(t, openPostgres(t, postgresConfig(t)))
+}
 
 // TestSQLStore_PostgresSimpleProtocol is how pgx talks through some poolers:
 // the client puts the parameters into the text.
 func TestSQLStore_PostgresSimpleProtocol(t *testing.T) {
+	t.Parallel()
 	c := postgresConfig(t)
 	c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	testSQL(t, openPostgres(t, c))
@@ -50,6 +50,7 @@ func TestSQLStore_PostgresSimpleProtocol(t *testing.T) {
 // TestSQLStore_PostgresStricterDefault has a default that the store's own level
 // must replace, or COMMIT itself could be refused.
 func TestSQLStore_PostgresStricterDefault(t *testing.T) {
+	t.Parallel()
 	c := postgresConfig(t)
 	c.RuntimeParams["default_transaction_isolation"] = "serializable"
 	d := openPostgres(t, c)
@@ -62,6 +63,7 @@ func TestSQLStore_PostgresStricterDefault(t *testing.T) {
 // TestSQLStore_PostgresPruneCountsFromTheCommit holds up a write by a lock on its
 // row: it is dated by when it was made, not by when its transaction began.
 func TestSQLStore_PostgresPruneCountsFromTheCommit(t *testing.T) {
+	t.Parallel()
 	d := openPostgres(t, postgresConfig(t))
 	store, table := newStore(t, d, sqlstore.Options[string, string]{})
 	v, err := store.CompareAndSet(t.Context(), "k", 0, "a", newOp())
@@ -86,6 +88,7 @@ func TestSQLStore_PostgresPruneCountsFromTheCommit(t *testing.T) {
 }
 
 func TestSQLStore_PostgresCommitFaults(t *testing.T) {
+	t.Parallel()
 	c := postgresConfig(t)
 	proxy := newCommitProxy(t, net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), "commit\x00")
 	host, port, err := net.SplitHostPort(proxy.address)

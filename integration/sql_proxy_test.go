@@ -1,5 +1,3 @@
-//go:build postgres || mysql
-
 package integration
 
 import (

@@ -13,8 +13,9 @@
 //		url := pgtest.Database(t, exec) // an empty database, shared with no other test
 //	}
 //
-// A test that breaks its server starts one that nobody else uses, with [Start].
-// The package has no driver, so that the module which it is in has none.
+// A test that breaks its server starts one that nobody else uses, with [Start]; that
+// needs the programs in any case. The package has no driver, so that the module which
+// it is in has none.
 package pgtest
 
 import (
@@ -43,6 +44,7 @@ var shared = struct {
 	url     string
 	server  *Server // nil if the server is not ours
 	failure error
+	drops   []func() error // of what is there until the end
 }{}
 
 // Main runs the tests and stops what they shared. It returns the exit status.
@@ -50,21 +52,25 @@ func Main(m *testing.M) int {
 	code := m.Run()
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
-	if shared.server == nil {
-		return code
+	var errs []error
+	if shared.server != nil {
+		errs = append(errs, shared.server.Close())
+	} else {
+		for _, drop := range shared.drops {
+			errs = append(errs, drop())
+		}
 	}
-	err := shared.server.Close()
-	shared.server, shared.failure = nil, errors.New("pgtest: the tests are over")
-	if err != nil && code == 0 {
+	shared.asked, shared.server, shared.failure = true, nil, errors.New("pgtest: the tests are over")
+	if err := errors.Join(errs...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		code = 1
+		code = max(code, 1)
 	}
 	return code
 }
 
-// URL returns that of the server that the tests of this binary share, and starts
-// it if need be. Tests use [Database]; this is for examples, which have no
-// testing.TB, and for what needs no database of its own.
+// URL returns that of the server that the tests of this binary share, and starts it if
+// need be. Tests use [Database]; this is for what needs no database of its own, and
+// leaves nothing behind.
 func URL() (string, error) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
@@ -85,6 +91,9 @@ func find() (string, *Server, error) {
 		return set, nil, nil
 	}
 	s, err := New()
+	if errors.Is(err, errNotInstalled) {
+		err = fmt.Errorf("%w; or set %s to the URL of a server, such as postgres://user@127.0.0.1:5432/postgres, whose user may create databases", err, Variable)
+	}
 	if err != nil {
 		return "", nil, err
 	}
@@ -96,27 +105,53 @@ func find() (string, *Server, error) {
 // connected.
 func Database(t testing.TB, exec Exec) string {
 	t.Helper()
-	server, err := URL()
+	url, drop, err := newDatabase(t.Context(), exec)
 	if err != nil {
 		t.Fatal(err)
-	}
-	name := "tidemark_" + strings.ToLower(rand.Text())
-	if err := exec(t.Context(), server, "CREATE DATABASE "+name); err != nil {
-		t.Fatalf("pgtest: cannot create a database: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's is over
-		defer cancel()
-		if err := exec(ctx, server, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			t.Errorf("pgtest: cannot drop the test's database: %v", err)
+		if err := drop(); err != nil {
+			t.Error(err)
 		}
 	})
-	u, err := url.Parse(server)
+	return url
+}
+
+// ForExample is Database for an example, which has no testing.TB: the database is
+// dropped by [Main].
+func ForExample(exec Exec) (string, error) {
+	url, drop, err := newDatabase(context.Background(), exec)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
+	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	shared.drops = append(shared.drops, drop)
+	return url, nil
+}
+
+func newDatabase(ctx context.Context, exec Exec) (database string, drop func() error, err error) {
+	at, err := URL()
+	if err != nil {
+		return "", nil, err
+	}
+	u, err := url.Parse(at)
+	if err != nil {
+		return "", nil, err
+	}
+	name := "tidemark_" + strings.ToLower(rand.Text())
+	if err := exec(ctx, at, "CREATE DATABASE "+name); err != nil {
+		return "", nil, fmt.Errorf("pgtest: cannot create a database: %w", err)
 	}
 	u.Path = "/" + name
-	return u.String()
+	return u.String(), func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's is over
+		defer cancel()
+		if err := exec(ctx, at, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			return fmt.Errorf("pgtest: cannot drop a test's database: %w", err)
+		}
+		return nil
+	}, nil
 }
 
 // Start starts a server that only this test uses, whatever TIDEMARK_POSTGRES

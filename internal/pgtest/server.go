@@ -41,6 +41,9 @@ const (
 	tick     = 10 * time.Millisecond
 )
 
+var errNotInstalled = errors.New("pgtest: there is no PostgreSQL here that a test could start: install version 14 or later " +
+	"(apt-get install postgresql), so that initdb is on the PATH or in /usr/lib/postgresql/*/bin")
+
 // New is [Start] without a test: the caller calls Close.
 func New(settings ...string) (*Server, error) {
 	s, err := newServer(settings)
@@ -81,12 +84,15 @@ func newServer(settings []string) (*Server, error) {
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 func (s *Server) log() string  { return filepath.Join(s.dir, "log") }
 
+// installed is where Debian and Ubuntu keep the programs of the server, away from the
+// PATH.
+var installed = "/usr/lib/postgresql/*/bin/initdb"
+
 // binaries returns the folder of the newest PostgreSQL that is installed.
 func binaries() (string, error) {
-	// Debian and Ubuntu keep the programs of the server away from the PATH.
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	found, _ := filepath.Glob(installed)
 	major := func(name string) int {
-		n, _ := strconv.Atoi(strings.Split(name, "/")[4])
+		n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(name))))
 		return n
 	}
 	if len(found) > 0 {
@@ -94,9 +100,7 @@ func binaries() (string, error) {
 	}
 	name, err := exec.LookPath("initdb")
 	if err != nil {
-		return "", fmt.Errorf("pgtest: these tests need PostgreSQL 13 or later: set %s to the URL of a server where they may create databases, "+
-			"such as postgres://user@127.0.0.1:5432/postgres, or install the server (apt-get install postgresql), "+
-			"so that initdb is on the PATH or in /usr/lib/postgresql/*/bin", Variable)
+		return "", errNotInstalled
 	}
 	if name, err = filepath.EvalSymlinks(name); err != nil {
 		return "", err

@@ -135,17 +135,15 @@ func (p *Probes) Latest() uint64 { return p.latest }
 // Void makes every probe that was sent until now worthless.
 func (p *Probes) Void() { p.valid = p.latest + 1 }
 
-// Back returns when the probe was sent that is back, and whether it proves
-// anything: it was sent from here, not before Void, and not long ago.
+// Back returns when the probe was sent that is back, or the oldest that is remembered
+// if that one no longer is, and whether it proves anything: it was sent from here, not
+// before Void, and not long ago.
 func (p *Probes) Back(nonce uint64) (at Moment, ok bool) {
-	s := &p.sent[nonce%pending]
-	switch {
-	case nonce != 0 && nonce == p.oldest.nonce:
-		s = &p.oldest
-	case nonce > p.oldest.nonce && s.nonce != nonce:
-		p.oldest = probe{} // it will not be back: it was replaced by a later one before it was sent
+	s := p.sent[nonce%pending]
+	if s.nonce != nonce && nonce <= p.latest {
+		s = p.oldest // if that was sent before, it is proven too, and may never be back itself
 	}
-	if nonce == 0 || s.nonce != nonce || nonce < p.valid {
+	if s.nonce == 0 || s.nonce > nonce || nonce > p.latest || s.nonce < p.valid {
 		return Moment{}, false
 	}
 	p.valid = nonce + 1 // one that comes again proves nothing new

@@ -232,6 +232,27 @@ func TestProbes(t *testing.T) {
 	assert.True(t, ok, "its place is still its own")
 }
 
+// A probe that is not remembered any more proves what an older one would have, which
+// was merged into it on the way.
+func TestProbes_ALaterOneProvesTheOldest(t *testing.T) {
+	var p Probes
+	for i := range int64(2 * pending) {
+		p.Send(Moment{Mono: i})
+	}
+	require.EqualValues(t, 1, p.oldest.nonce)
+	_, ok := p.Back(2*pending + 1)
+	assert.False(t, ok, "it was never sent")
+	at, ok := p.Back(5)
+	assert.True(t, ok)
+	assert.EqualValues(t, 0, at.Mono, "of the oldest")
+	_, ok = p.Back(6)
+	assert.False(t, ok, "it proves something once")
+	p.Send(Moment{Mono: 1000})
+	p.Void()
+	_, ok = p.Back(pending + 1)
+	assert.False(t, ok, "the oldest was sent before the hole")
+}
+
 // Of probes that wait to be sent only the latest is. If the one that is remembered
 // beyond the others was not, the next that is pushed out takes its place.
 func TestProbes_OneThatWasNeverSent(t *testing.T) {

@@ -3,7 +3,9 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
+	"flag"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,7 +17,19 @@ import (
 	"github.com/tidemark-go/tidemark/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+// TestMain lets more tests run beside each other than there are processors, unless
+// the command line says how many: they mostly wait.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := flag.Set("test.parallel", "6"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(pgtest.Main(m))
+}
 
 // patience bounds what a correct program does soon.
 const patience = 20 * time.Second
@@ -82,3 +96,10 @@ func get[T any](t testing.TB, db DB, query string, args ...any) (v T) {
 	require.NoError(t, err, query)
 	return v
 }
+
+func withMode(m pgx.QueryExecMode) func(*pgxpool.Config) {
+	return func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = m }
+}
+
+// randomName returns one for a table.
+func randomName() string { return "t_" + strings.ToLower(rand.Text()) }

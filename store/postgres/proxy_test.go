@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -62,6 +63,19 @@ func newProxy(t *testing.T, server string) (*proxy, string) {
 func (p *proxy) arm(f fault)    { p.fault.Store(int32(f)) }
 func (p *proxy) suffered() bool { return p.fault.Load() == int32(noFault) }
 func (p *proxy) release()       { close(p.held) }
+
+// untilStruck returns a context that ends when the fault has struck: the client gives
+// up while COMMIT is under way, however slow this machine is.
+func (p *proxy) untilStruck(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	p.wg.Go(func() {
+		defer cancel()
+		for !p.suffered() && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	return ctx
+}
 
 // serve carries bytes both ways until one side or the proxy closes.
 func (p *proxy) serve(ctx context.Context, client net.Conn) {

@@ -89,42 +89,67 @@ func (l *layout) ifMissing(what, name, statement string) string {
 	return "DO $tidemark$ BEGIN\n\tIF NOT EXISTS (SELECT " + where + ") THEN\n\t\t" + statement + ";\n\tEND IF;\nEND $tidemark$"
 }
 
-// function returns the one that the triggers call. A key's version grows with each
-// change of its row, whoever makes it and whatever they say the version is.
+// function returns the statement that creates what the triggers call. A key's
+// version grows with each change of its row, whoever makes it and whatever they say
+// the version is.
 func (l *layout) function() string {
-	body := `
+	if l.hard {
+		return l.hardFunction()
+	}
+	return `CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $body$
+BEGIN` + onUpdate() + `
+	RAISE EXCEPTION 'tidemark: % would lose the versions of rows of %: set {deleted} to TRUE', TG_OP, TG_TABLE_NAME;
+END $body$`
+}
+
+func onUpdate() string {
+	return `
 	IF TG_OP = 'UPDATE' THEN
 		IF NEW.{key} IS DISTINCT FROM OLD.{key} THEN
-			RAISE EXCEPTION 'tidemark: the key of a row of % cannot change: delete the row and insert another', TG_TABLE_NAME;
+			RAISE EXCEPTION 'tidemark: the key of a row of % cannot change: remove the row and insert another', TG_TABLE_NAME;
 		END IF;
 		NEW.{version} := GREATEST(NEW.{version}, OLD.{version} + 1);
 		RETURN NEW;
 	END IF;`
-	if l.hard {
-		body += `
+}
+
+// hardFunction is function where rows are removed. Its tables are found when it is
+// created, and used with the rights of who created it, so that writers need neither
+// the same search_path nor rights to more than the table. Row and tombstone are locked
+// in this order by everybody. A creation that finds no row waits at the tombstone for
+// a deletion that is under way, whose version cannot be seen yet, and keeps other
+// creations away.
+func (l *layout) hardFunction() string {
+	const of = "(SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = '"
+	return `DO $tidemark$
+DECLARE
+	rows TEXT := ` + of + `{table}'::regclass);
+	gone TEXT := ` + of + `{gone}'::regclass);
+BEGIN
+	EXECUTE replace(replace($create$
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql
+	SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+	last BIGINT;
+BEGIN` + onUpdate() + `
 	IF TG_OP = 'INSERT' THEN
-		-- This waits for a deletion of the key that is under way, and keeps others away.
-		INSERT INTO {gone} AS g ("key", "version") VALUES (NEW.{key}, 0)
-			ON CONFLICT ("key") DO UPDATE SET "version" = g."version" RETURNING g."version" INTO last;
-		DELETE FROM {gone} WHERE "key" = NEW.{key};
-		NEW.{version} := GREATEST(NEW.{version}, last + 1);
+		PERFORM FROM <rows> WHERE {key} = NEW.{key} FOR UPDATE;
+		IF NOT FOUND THEN
+			INSERT INTO <gone> AS g ("key", "version") VALUES (NEW.{key}, 0)
+				ON CONFLICT ("key") DO UPDATE SET "version" = g."version" RETURNING g."version" INTO last;
+			DELETE FROM <gone> WHERE "key" = NEW.{key};
+			NEW.{version} := GREATEST(NEW.{version}, last + 1);
+		END IF;
 		RETURN NEW;
 	END IF;
 	IF TG_OP = 'DELETE' THEN
-		INSERT INTO {gone} ("key", "version") VALUES (OLD.{key}, OLD.{version} + 1)
+		INSERT INTO <gone> ("key", "version") VALUES (OLD.{key}, OLD.{version} + 1)
 			ON CONFLICT ("key") DO UPDATE SET "version" = EXCLUDED."version";
 		RETURN OLD;
-	END IF;`
-	}
-	loses := "set " + quote(l.deleted) + " to TRUE"
-	if l.hard {
-		loses = "use DELETE"
-	}
-	return `CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $tidemark$
-DECLARE
-	last BIGINT;
-BEGIN` + body + `
-	RAISE EXCEPTION 'tidemark: % would lose the versions of the rows of %: ` + loses + `', TG_OP, TG_TABLE_NAME;
+	END IF;
+	RAISE EXCEPTION 'tidemark: % would lose the versions of rows of %: use DELETE', TG_OP, TG_TABLE_NAME;
+END $body$
+$create$, '<rows>', rows), '<gone>', gone);
 END $tidemark$`
 }
 
@@ -133,7 +158,10 @@ END $tidemark$`
 const schemaLock = 0x746964656d61726b // "tidemark"
 
 // CreateTables runs the statements of [Store.Schema] in one transaction. Any number
-// of processes may do so at once.
+// of processes may do so at once. It needs the rights of the table's owner, also where
+// all is there already: a service that has less asks [Store.Check] instead, and needs
+// SELECT, INSERT and UPDATE on the table (and DELETE with HardDelete), SELECT, INSERT
+// and for Prune DELETE on the journal, and SELECT on the deleted keys' versions.
 func (s *Store[K, V]) CreateTables(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, beginner{s.db}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {

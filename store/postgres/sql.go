@@ -220,15 +220,16 @@ func (l *layout) andLive() string {
 //
 // READ COMMITTED: a statement that waited for a row's lock, or for that of an
 // operation, must see what was committed meanwhile. The timeouts hold for this
-// transaction only, which suits poolers. Constraints that were put off are looked
-// at before COMMIT, which then has nothing to wait for; an asynchronous commit
-// could be forgotten after it was acknowledged, and its version be given again.
+// transaction only, which suits poolers; lock_timeout comes first because it bounds
+// the wait in the same statement. Constraints that were put off are looked at before
+// COMMIT, which then has nothing to wait for. An asynchronous commit could be forgotten
+// after it was acknowledged, and its version be given again.
 func transaction(step time.Duration) (begin, beginAsk, commit string) {
-	ms := step.Milliseconds()
-	timeouts := fmt.Sprintf("SET LOCAL statement_timeout = %d; SET LOCAL lock_timeout = %d; SET LOCAL idle_in_transaction_session_timeout = %d; ", ms, ms, ms)
-	begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " + timeouts +
-		"SELECT set_config('synchronous_commit', 'local', TRUE) WHERE current_setting('synchronous_commit') = 'off'; " +
-		"SELECT pg_advisory_xact_lock(%d)"
-	beginAsk = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; " + timeouts + "SELECT pg_advisory_xact_lock_shared(%d)"
+	set := func(name, value string) string { return "set_config('" + name + "', " + value + ", TRUE), " }
+	ms := fmt.Sprintf("'%d'", step.Milliseconds())
+	timeouts := "SELECT " + set("lock_timeout", ms) + set("statement_timeout", ms) + set("idle_in_transaction_session_timeout", ms)
+	durable := set("synchronous_commit", "COALESCE(NULLIF(current_setting('synchronous_commit'), 'off'), 'local')")
+	begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " + timeouts + durable + "pg_advisory_xact_lock(%d)"
+	beginAsk = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; " + timeouts + "pg_advisory_xact_lock_shared(%d)"
 	return begin, beginAsk, "SET CONSTRAINTS ALL IMMEDIATE; commit"
 }

@@ -18,9 +18,6 @@ func TestConformance(t *testing.T) {
 	plain := func(db DB, o Options[string, string]) func(*testing.T) tidemark.Store[string, string] {
 		return func(t *testing.T) tidemark.Store[string, string] { return newStore(t, db, o) }
 	}
-	mode := func(m pgx.QueryExecMode) func(*pgxpool.Config) {
-		return func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = m }
-	}
 	setting := func(name, value string) func(*pgxpool.Config) {
 		return func(c *pgxpool.Config) { c.ConnConfig.RuntimeParams[name] = value }
 	}
@@ -32,10 +29,10 @@ func TestConformance(t *testing.T) {
 			return plain(newDB(t), Options[string, string]{HardDelete: true})
 		},
 		"SimpleProtocol": func(t *testing.T) func(*testing.T) tidemark.Store[string, string] {
-			return plain(newDB(t, mode(pgx.QueryExecModeSimpleProtocol)), Options[string, string]{})
+			return plain(newDB(t, withMode(pgx.QueryExecModeSimpleProtocol)), Options[string, string]{})
 		},
 		"NoPreparedStatements": func(t *testing.T) func(*testing.T) tidemark.Store[string, string] {
-			return plain(newDB(t, mode(pgx.QueryExecModeExec)), Options[string, string]{HardDelete: true})
+			return plain(newDB(t, withMode(pgx.QueryExecModeExec)), Options[string, string]{HardDelete: true})
 		},
 		"SerializableByDefault": func(t *testing.T) func(*testing.T) tidemark.Store[string, string] {
 			return plain(newDB(t, setting("default_transaction_isolation", "serializable")), Options[string, string]{})

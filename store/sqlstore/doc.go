@@ -3,6 +3,10 @@
 // SQLite, PostgreSQL, MySQL and MariaDB. It imports no driver; the program
 // chooses one, opens the [sql.DB] and closes it.
 //
+// For PostgreSQL there is also the module store/postgres, through pgx, which does more:
+// tables that a program already has, rows that are removed, triggers that raise
+// versions, and refusing standbys. It can take over a table of this package, beside it.
+//
 // A table holds one row for each key that ever existed:
 //
 //	key      text, bytes or an integer, see [KeyCodec]; the primary key

@@ -14,6 +14,8 @@
 //	NewRelay    tells what is in the outbox; tidemark relay is a program of it
 //	NewProber   lets Within hold against the database itself
 //
+// It needs PostgreSQL 14 or later.
+//
 // # What is heard
 //
 // Every INSERT, UPDATE, DELETE, MERGE, COPY and TRUNCATE on the table or one of its
@@ -59,6 +61,12 @@
 //
 // With synchronous_commit = off a crash of the server takes back what readers have
 // seen, and versions with it; that is a new SourceEpoch.
+//
+// # Changing the table
+//
+// The triggers read the columns of the key and of the version. Rename or drop one of
+// them, or the table, and install the outbox again in the same transaction: a trigger
+// that fails fails its statement.
 //
 // # Privileges
 //

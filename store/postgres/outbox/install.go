@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -113,7 +114,7 @@ WITH RECURSIVE tree AS (
 	LEFT JOIN pg_trigger t ON t.tgrelid = w.oid AND t.tgname = w.name
 	LEFT JOIN pg_proc p ON p.oid = t.tgfoid
 )
-SELECT coalesce(md5(string_agg(concat_ws('/', oid, trigger, made, written, good), ',' ORDER BY oid, name)), ''),
+SELECT coalesce(hashtextextended(string_agg(concat_ws('/', oid, trigger, made, written, good), ',' ORDER BY oid, name), 0)::text, ''),
 	coalesce(string_agg(name || ' on ' || coalesce(oid::regclass::text, 'a table that is not there'), ', ' ORDER BY oid, name) FILTER (WHERE good IS NOT TRUE), '')
 FROM have`
 
@@ -121,14 +122,16 @@ FROM have`
 func (t Table) check(ctx context.Context, db DB) (problems []string, err error) {
 	found := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	var table, installed, standby, unique, raising bool
+	var columns int
 	var comment string
 	err = queryRow(ctx, db, t.render(`
 SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, pg_is_in_recovery(),
 	coalesce(obj_description(to_regclass('{outbox}'), 'pg_class'), ''),
 	EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = $1
 		WHERE i.indrelid = to_regclass('{table}') AND i.indisunique AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum),
-	EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('{table}') AND tgname = '{trigger}_raise' AND tgenabled = 'A')`),
-		[]any{t.Key}, &table, &installed, &standby, &comment, &unique, &raising)
+	EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('{table}') AND tgname = '{trigger}_raise' AND tgenabled = 'A'),
+	(SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname IN ($1, $2) AND NOT attisdropped)`),
+		[]any{t.Key, cmp.Or(strings.TrimPrefix(t.Version, NoVersion), t.Key)}, &table, &installed, &standby, &comment, &unique, &raising, &columns)
 	switch {
 	case err != nil:
 		return nil, err
@@ -141,6 +144,9 @@ SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, 
 	}
 	if comment != mark {
 		found("%s is %q, want %q: install the outbox again", t.Outbox, comment, mark)
+	}
+	if want := len(t.columns()); columns < want {
+		found("%s lacks a column of %s: whoever writes to it fails until the outbox is installed again", t.Name, strings.Join(t.columns(), " and "))
 	}
 	if standby {
 		found("the server is a standby: a relay needs the primary")

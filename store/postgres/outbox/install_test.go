@@ -176,6 +176,26 @@ func TestInstall_AgainAndAway(t *testing.T) {
 	require.ErrorContains(t, Install(t.Context(), d, accounts), "is not")
 }
 
+// TestInstall_RefusesWhatWouldFailEveryWriter: a trigger that fails fails its statement.
+func TestInstall_RefusesWhatWouldFailEveryWriter(t *testing.T) {
+	d := newDatabase(t, Table{})
+	d.exec(`ALTER TABLE accounts ADD note text, ADD changed text UNIQUE, ADD outbox bigint`)
+	for _, table := range []Table{
+		{Name: "accounts", Key: "no_such_key"},
+		{Name: "accounts", Version: "no_such_version"},
+		{Name: "accounts", Version: "note"},
+		{Name: "no_such_table"},
+	} {
+		require.Error(t, Install(t.Context(), d, table), "%+v", table)
+		assert.EqualValues(t, 0, scalar[int64](d, `SELECT count(*) FROM pg_class WHERE relname = 'accounts_outbox'`), "in one transaction")
+		d.exec(`INSERT INTO accounts VALUES ('a', 1, 1)`, `DELETE FROM accounts`)
+	}
+	// Columns that are named like something in the function.
+	require.NoError(t, Install(t.Context(), d, Table{Name: "accounts", Key: "changed", Version: "outbox"}))
+	d.exec(`INSERT INTO accounts (key, version, changed, outbox) VALUES ('a', 1, 'c', 7)`, `UPDATE accounts SET outbox = 8`)
+	assert.Equal(t, []string{"c@7", "c@8"}, d.outboxed())
+}
+
 func TestCheck(t *testing.T) {
 	d := newDatabase(t, accounts)
 	problem := func(table Table) string {
@@ -197,6 +217,9 @@ func TestCheck(t *testing.T) {
 		require.NoError(t, Install(t.Context(), d, accounts))
 		require.NoError(t, Check(t.Context(), d, accounts))
 	}
+	d.exec(`ALTER TABLE accounts RENAME version TO edition`)
+	assert.Contains(t, problem(accounts), "lacks a column of key and version")
+	d.exec(`ALTER TABLE accounts RENAME edition TO version`)
 	d.exec(`ALTER TABLE accounts RENAME TO elsewhere`)
 	assert.Contains(t, problem(accounts), "no table")
 	d.exec(`ALTER TABLE elsewhere RENAME TO accounts`)

@@ -12,6 +12,7 @@ BEGIN
 	IF to_regclass('{outbox}') IS NOT NULL AND found IS DISTINCT FROM '{mark}' THEN
 		RAISE EXCEPTION '{outbox} exists and is not "{mark}" but "%"', found;
 	END IF;
+	PERFORM {read} FROM {table} LIMIT 0; -- what fails here would fail everybody who writes
 END
 $tidemark$;
 
@@ -50,6 +51,7 @@ BEGIN
 	EXECUTE replace($function$
 CREATE OR REPLACE FUNCTION {tell}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+#variable_conflict use_column
 DECLARE
 	changed bigint := 1;
 BEGIN

@@ -173,7 +173,7 @@ func (s *session) read(p *page, rows pgx.Rows) error {
 		}
 		wire, err := s.encode(*key)
 		if err != nil {
-			p.all = "a key cannot be encoded: " + err.Error()
+			p.all = "a key cannot be encoded" // nor shown: it may be personal data
 			continue
 		}
 		v := tidemark.Version(max(version, 0))

@@ -227,8 +227,8 @@ func TestProbe_ComesBehindEveryCommit(t *testing.T) {
 		d.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('k%d', 1, 1)`, k))
 	}
 	log.hook(func(wire.Message) { time.Sleep(time.Millisecond) })
-	works(t, newRelay(t, d.url, log.invalidator(), func(o *RelayOptions) { o.Batch = 3 }))
-	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	works(t, newRelay(t, d.url, log.invalidator(), func(o *RelayOptions) { o.Batch = 5 }))
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Second)
 	defer stop()
 	var committed [keys]atomic.Int64
 	var wg sync.WaitGroup
@@ -240,7 +240,7 @@ func TestProbe_ComesBehindEveryCommit(t *testing.T) {
 				time.Sleep(time.Duration(k*k) * time.Millisecond / 2)
 				w.exec(`COMMIT`)
 				committed[k].Store(v)
-				time.Sleep(2 * time.Millisecond)
+				time.Sleep(6 * time.Millisecond)
 			}
 		})
 	}
@@ -252,7 +252,7 @@ func TestProbe_ComesBehindEveryCommit(t *testing.T) {
 		}
 		sent[fmt.Sprintf("probe 9.%d", nonce)] = before
 		d.exec(fmt.Sprintf(`INSERT INTO accounts_outbox (origin, nonce) VALUES (9, %d)`, nonce))
-		time.Sleep(3 * time.Millisecond)
+		time.Sleep(8 * time.Millisecond)
 	}
 	wg.Wait()
 	d.exec(`INSERT INTO accounts_outbox (origin, nonce) VALUES (10, 1)`)

@@ -75,6 +75,7 @@ func (r *Relay) connect() (*session, error) {
 	config.RuntimeParams["application_name"] = "tidemark relay"
 	config.RuntimeParams["idle_session_timeout"] = strconv.FormatInt(r.o.Lease.Milliseconds(), 10)
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = strconv.FormatInt(r.o.Lease.Milliseconds(), 10)
+	config.RuntimeParams["default_transaction_isolation"] = "read committed" // no deletion is to be refused
 	// A machine that is gone is noticed in the same time.
 	seconds := strconv.Itoa(max(1, int(r.o.Lease.Seconds()/3)))
 	config.RuntimeParams["tcp_keepalives_idle"] = seconds
@@ -140,10 +141,9 @@ func (s *session) lead() error {
 		var mine bool
 		err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1::int4, $2::bigint::oid::int4)`, lockClass, s.id).Scan(&mine)
 		if err == nil && mine {
-			_, err = s.conn.Exec(ctx, s.o.Table.render(`LISTEN "{channel}"`))
-		}
-		if err == nil && mine {
-			err = s.inspect(ctx) // the one before may have told of what it found
+			if _, err = s.conn.Exec(ctx, s.o.Table.render(`LISTEN "{channel}"`)); err == nil {
+				err = s.inspect(ctx) // the one before may have told of what it found
+			}
 		}
 		cancel()
 		if err != nil {

@@ -104,6 +104,14 @@ func (t Table) normal() (Table, error) {
 	return t, errors.Join(mistakes...)
 }
 
+// columns returns the columns of the table that the triggers read.
+func (t Table) columns() []string {
+	if t.Version == NoVersion || t.Version == t.Key {
+		return []string{t.Key}
+	}
+	return []string{t.Key, t.Version}
+}
+
 // schemaVersion is that of migration.sql. It is raised when an older relay could
 // not read what a newer migration makes, or the other way round.
 const schemaVersion = "1"
@@ -147,5 +155,9 @@ func (t Table) statements() *strings.Replacer {
 	if t.NoNotify {
 		notify = ""
 	}
-	return strings.NewReplacer("{inserted}", inserted, "{updated}", updated, "{deleted}", deleted, "{notify}", notify)
+	read := `{key}::text, greatest({version}, 1)::bigint`
+	if t.Version == NoVersion {
+		read = `{key}::text`
+	}
+	return strings.NewReplacer("{read}", read, "{inserted}", inserted, "{updated}", updated, "{deleted}", deleted, "{notify}", notify)
 }
