@@ -104,27 +104,7 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	want(len(c.Contenders) > 0, "no contenders")
-	for _, name := range c.Contenders {
-		who := lookup(name)
-		want(who != nil, "unknown contender %q, want some of %s", name, strings.Join(Names(true), ", "))
-		want(c.Redis != "" || who == nil || !needsRedis(who), "contender %q needs a Redis, and none is given", name)
-	}
-	if c.Redis != "" {
-		_, err := redisOptions(c.Redis)
-		if !isURL(c.Redis) {
-			_, _, err = net.SplitHostPort(c.Redis)
-		}
-		want(err == nil, "Redis is not at host:port or a URL like redis://127.0.0.1:6379/0: %v", err)
-	}
-	if c.Store != "" {
-		_, err := pgxpool.ParseConfig(c.Store)
-		isPostgres := strings.HasPrefix(c.Store, "postgres://") || strings.HasPrefix(c.Store, "postgresql://")
-		want(isPostgres && err == nil, "store is no URL like postgres://user@127.0.0.1:5432/postgres")
-	}
-	for i, name := range c.Contenders {
-		want(!slices.Contains(c.Contenders[:i], name), "contender %q is named twice", name)
-	}
+	c.validateWho(want)
 	want(c.Replicas >= 1 && c.Replicas <= 100, "replicas is %d, want 1 to 100", c.Replicas)
 	want(c.Accounts >= 1 && c.Accounts <= 10_000_000, "accounts is %d, want 1 to 10,000,000", c.Accounts)
 	want(c.Capacity >= 1, "capacity is %d, want at least 1", c.Capacity)
@@ -167,6 +147,32 @@ func (c Config) Validate() error {
 		want(f.count == 0 || f.each > 0, "%s lasts %v, want more than 0", f.name, f.each)
 	}
 	return errors.Join(errs...)
+}
+
+// validateWho is the part of Validate about who competes, and on which servers.
+func (c Config) validateWho(want func(ok bool, format string, args ...any)) {
+	want(len(c.Contenders) > 0, "no contenders")
+	for _, name := range c.Contenders {
+		who := lookup(name)
+		want(who != nil, "unknown contender %q, want some of %s", name, strings.Join(Names(true), ", "))
+		want(c.Redis != "" || who == nil || !needsRedis(who), "contender %q needs a Redis, and none is given", name)
+	}
+	if c.Redis != "" {
+		_, err := redisOptions(c.Redis)
+		if !isURL(c.Redis) {
+			_, _, err = net.SplitHostPort(c.Redis)
+		}
+		// The error may have a password in it.
+		want(err == nil, "Redis is not at host:port or a URL like redis://127.0.0.1:6379/0")
+	}
+	if c.Store != "" {
+		_, err := pgxpool.ParseConfig(c.Store)
+		isPostgres := strings.HasPrefix(c.Store, "postgres://") || strings.HasPrefix(c.Store, "postgresql://")
+		want(isPostgres && err == nil, "store is no URL like postgres://user@127.0.0.1:5432/postgres")
+	}
+	for i, name := range c.Contenders {
+		want(!slices.Contains(c.Contenders[:i], name), "contender %q is named twice", name)
+	}
 }
 
 // String describes the storm: the service, and what is done to it.
