@@ -16,10 +16,12 @@ import (
 // version, a fence below which no version is served or stored, and a mark for each
 // deposit that is under way. Every step is a script, which Redis runs alone:
 //
-//	read     a hit is a value at or above the fence, with no mark
-//	load     stores what is newer than value and fence, unless there is a mark
+//	read     a hit is a value at or above the fence
+//	load     stores what is newer than the value and not below the fence, unless
+//	         there is a mark
 //	deposit  marks the account and deletes its value, commits, then raises the
-//	         fence to the new version, stores the value and takes its mark away
+//	         fence to the new version, takes its mark away and stores the value,
+//	         unless there is another mark
 //
 // A deposit whose mark cannot be set is refused. A mark ends by itself, for
 // writers that die.
@@ -57,27 +59,32 @@ func (redisFencedContender) redisAnnouncer(client *redis.Client, prefix string, 
 // Each script has two keys: a hash with the value v, its version n and the fence f,
 // and a sorted set of marks by the time, in milliseconds of the server, when they
 // end.
-const fencedKeys = `
+const (
+	fencedState = `
+local state = redis.call('HMGET', KEYS[1], 'v', 'n', 'f')
+local value, version, fence = state[1], tonumber(state[2] or 0), tonumber(state[3] or 0)
+`
+	fencedMarks = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function marked()
 	return redis.call('ZCOUNT', KEYS[2], '(' .. now, '+inf') > 0
 end
-local state = redis.call('HMGET', KEYS[1], 'v', 'n', 'f')
-local value, version, fence = state[1], tonumber(state[2] or 0), tonumber(state[3] or 0)
 `
+)
 
 var (
-	// hitScript returns the value, if it may be served.
-	hitScript = redis.NewScript(fencedKeys + `
-if value and version >= fence and not marked() then
+	// hitScript returns the value, if it may be served. Where there is a mark
+	// there is none: what sets the mark deletes it, and nothing else stores one.
+	hitScript = redis.NewScript(fencedState + `
+if value and version >= fence then
 	return value
 end
 return false`)
 
 	// storeScript stores value ARGV[1] of version ARGV[2] for ARGV[3] ms, if it
 	// is newer than all that is known.
-	storeScript = redis.NewScript(fencedKeys + `
+	storeScript = redis.NewScript(fencedState + fencedMarks + `
 local offered = tonumber(ARGV[2])
 if marked() or offered <= version or offered < fence then
 	return 0
@@ -88,7 +95,7 @@ return 1`)
 
 	// markScript sets mark ARGV[1] for ARGV[2] ms. The value goes, so that it is
 	// not served again if nobody takes the mark away.
-	markScript = redis.NewScript(fencedKeys + `
+	markScript = redis.NewScript(fencedMarks + `
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -100,17 +107,14 @@ return 1`)
 
 	// fenceScript takes mark ARGV[1] away and raises the fence to version ARGV[2]
 	// for ARGV[3] ms. ARGV[4], if not empty, is the value of that version.
-	fenceScript = redis.NewScript(fencedKeys + `
+	fenceScript = redis.NewScript(fencedState + fencedMarks + `
 redis.call('ZREM', KEYS[2], ARGV[1])
 local told = tonumber(ARGV[2])
 if told > fence then
 	redis.call('HSET', KEYS[1], 'f', ARGV[2])
 end
-if told > version then
-	redis.call('HDEL', KEYS[1], 'v', 'n')
-	if ARGV[4] ~= '' and told >= fence and not marked() then
-		redis.call('HSET', KEYS[1], 'v', ARGV[4], 'n', ARGV[2])
-	end
+if ARGV[4] ~= '' and told > version and not marked() then
+	redis.call('HSET', KEYS[1], 'v', ARGV[4], 'n', ARGV[2])
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1`)

@@ -149,33 +149,33 @@ func TestRedisFencedRefusesWhatItCannotAnnounce(t *testing.T) {
 	assert.EqualValues(t, openingVersion, version, "nothing was committed")
 }
 
-// A fencedState asks for what the scripts promise.
-type fencedState struct {
+// A fencedAccount asks for what the scripts promise.
+type fencedAccount struct {
 	t    *testing.T
 	r    *redisFencedReplica
 	keys []string
 }
 
-func (s fencedState) hit() (op uint64, hit bool) {
+func (s fencedAccount) hit() (op uint64, hit bool) {
 	s.t.Helper()
 	a, hit, failed := s.r.account(hitScript.Run(context.Background(), s.r.client, s.keys).Text())
 	require.False(s.t, failed)
 	return a.Op, hit
 }
 
-func (s fencedState) store(version uint64) bool {
+func (s fencedAccount) store(version uint64) bool {
 	s.t.Helper()
 	n, err := storeScript.Run(s.t.Context(), s.r.client, s.keys, Account{Op: version}.encode(), version, 60_000).Int()
 	require.NoError(s.t, err)
 	return n == 1
 }
 
-func (s fencedState) mark(name string, ms int) {
+func (s fencedAccount) mark(name string, ms int) {
 	s.t.Helper()
 	require.NoError(s.t, markScript.Run(s.t.Context(), s.r.client, s.keys, name, ms).Err())
 }
 
-func (s fencedState) fence(mark string, version uint64, value []byte) {
+func (s fencedAccount) fence(mark string, version uint64, value []byte) {
 	s.t.Helper()
 	require.NoError(s.t, fenceScript.Run(s.t.Context(), s.r.client, s.keys, mark, version, 60_000, value).Err())
 }
@@ -183,10 +183,10 @@ func (s fencedState) fence(mark string, version uint64, value []byte) {
 func TestRedisFencedScripts(t *testing.T) {
 	r := openOnRedis(t, redisFencedContender{})
 	replica := r.nodes[0].replica.(*redisFencedReplica)
-	on := func(account int) fencedState {
-		return fencedState{t, replica, fencedKeysOf(r.prefix, account)}
+	on := func(account int) fencedAccount {
+		return fencedAccount{t, replica, fencedKeysOf(r.prefix, account)}
 	}
-	is := func(t *testing.T, s fencedState, want uint64) {
+	is := func(t *testing.T, s fencedAccount, want uint64) {
 		t.Helper()
 		op, hit := s.hit()
 		assert.Equal(t, want != 0, hit)
@@ -213,6 +213,12 @@ func TestRedisFencedScripts(t *testing.T) {
 		assert.True(t, s.store(4))
 		s.fence("", 4, nil)
 		is(t, s, 4)
+	})
+	t.Run("a late deposit does not replace what is newer", func(t *testing.T) {
+		s := on(7)
+		assert.True(t, s.store(5))
+		s.fence("", 4, Account{Op: 4}.encode())
+		is(t, s, 5)
 	})
 	t.Run("a deposit stores its value", func(t *testing.T) {
 		s := on(3)

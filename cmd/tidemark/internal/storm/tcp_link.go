@@ -69,7 +69,7 @@ func (l *tcpLink) register(c *tcpLinkConn) bool {
 }
 
 // cut resets every connection and refuses new ones until restore. What is held
-// back by a freeze is lost.
+// back by a freeze is lost: unfreeze knows nothing of it any more.
 func (l *tcpLink) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -160,7 +160,6 @@ func (c *tcpLinkConn) reset() {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
 		_ = t.SetLinger(0) // fails only on a connection that has ended already
 	}
-	c.held = nil
 	c.Conn.Close()
 	c.closing.Do(func() { close(c.closed) })
 }

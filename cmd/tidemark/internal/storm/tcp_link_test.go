@@ -84,6 +84,18 @@ func TestTCPLinkDeliversAfterAFreezeWhatItsClientHasGivenUp(t *testing.T) {
 	assert.Empty(t, l.conns)
 }
 
+func TestTCPLinkLosesWhatIsHeldBackWhenItIsCut(t *testing.T) {
+	server, l := newCollector(t), newTCPLink()
+	conn := server.dialThrough(t, l)
+	l.freeze()
+	_, err := io.WriteString(conn, "lost")
+	require.NoError(t, err)
+	l.cut()
+	l.unfreeze()
+	assert.Empty(t, server.received(t))
+	require.NoError(t, conn.Close())
+}
+
 func TestTCPLinkHoldsBackWhatComesDuringAFreeze(t *testing.T) {
 	l := newTCPLink()
 	client, server := net.Pipe()
