@@ -1,5 +1,5 @@
-# Everything here works with Go, make and a POSIX shell, but for the tests on
-# PostgreSQL, which want that installed (CONTRIBUTING.md); make lint and make vuln
+# Everything here works with Go, make and a POSIX shell, but for the tests with
+# PostgreSQL and Redis, which want those installed (CONTRIBUTING.md); make lint and make vuln
 # fetch their tool from the Go module proxy, at the version that stands here.
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2

@@ -62,6 +62,7 @@ var (
 		modulePath + "/internal/model",
 		modulePath + "/internal/mutants",
 		modulePath + "/internal/pgtest",
+		modulePath + "/internal/redistest",
 		modulePath + "/internal/sim",
 		modulePath + "/store/storetest",
 	}

@@ -16,10 +16,13 @@ import (
 
 	"github.com/tidemark-go/tidemark"
 	"github.com/tidemark-go/tidemark/internal/pgtest"
+	"github.com/tidemark-go/tidemark/internal/redistest"
 	"github.com/tidemark-go/tidemark/internal/wire"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	os.Exit(redistest.Main(func() int { return pgtest.Main(m) }))
+}
 
 // sql runs commands in the database at url.
 func execute(ctx context.Context, url, commands string) error {

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tidemark-go/tidemark/cmd/tidemark/internal/storm"
+	"github.com/tidemark-go/tidemark/internal/pgtest"
+	"github.com/tidemark-go/tidemark/internal/redistest"
 )
 
 func TestStormPrintsATableAndWritesJSON(t *testing.T) {
@@ -48,6 +50,35 @@ func TestStormFailsIfTheReportCannotBeWritten(t *testing.T) {
 		"-accounts", "100", "-json", filepath.Join(t.TempDir(), "no", "such", "folder"))
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "no such file")
+}
+
+func TestStormRunsOnPostgresAndBesideRedis(t *testing.T) {
+	r := tidemarkWith(t.Context(), "", "storm", "-store", pgtest.Database(t, execute), "-redis", redistest.Address(t), "-redis-ttl", "30s",
+		"-contenders", "redis,redis-fenced,tidemark-log", "-duration", "400ms", "-quiet", "0s",
+		"-accounts", "500", "-capacity", "100", "-freeze", "0", "-bound", "2s")
+	require.Equal(t, exitOK, r.status, r.err+r.out)
+	assert.Contains(t, r.out, "PostgreSQL another 300µs away")
+	assert.Contains(t, r.out, "a value expires 30s after it was stored")
+	assert.Contains(t, r.out, "the database tells of it through its outbox")
+	assert.Contains(t, r.err, "redis-fenced (2 of 3)")
+}
+
+func TestStormNamesWhatItCannotUse(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-contenders", "redis"}, `contender "redis" needs a Redis`},
+		{[]string{"-redis", "here"}, "Redis is not at host:port"},
+		{[]string{"-store", "file.db"}, "store is no URL"},
+	} {
+		r := tidemarkWith(t.Context(), "", append([]string{"storm"}, c.args...)...)
+		assert.Equal(t, exitUsage, r.status)
+		assert.Contains(t, r.err, c.want)
+	}
+	r := tidemarkWith(t.Context(), "", "storm", "-h")
+	assert.Contains(t, r.err, "with -redis redis,redis-fenced after ristretto")
+	assert.NotContains(t, r.err, "redis,redis-fenced,tidemark", "which is not the default")
 }
 
 func TestStormSaysThatItWasInterrupted(t *testing.T) {

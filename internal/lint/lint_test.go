@@ -80,7 +80,7 @@ func isLibrary(name string) bool {
 	}
 	for _, dir := range []string{
 		"bench", "cmd", "examples", "integration", // programs
-		"internal/history", "internal/lint", "internal/model", "internal/mutants", "internal/pgtest", "internal/sim", // tests only
+		"internal/history", "internal/lint", "internal/model", "internal/mutants", "internal/pgtest", "internal/redistest", "internal/sim", // tests only
 		"store/storetest",
 	} {
 		if strings.HasPrefix(name, dir+"/") {

@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Config says what a storm does. Default gives the storm of the README; the
@@ -19,6 +22,14 @@ type Config struct {
 	Capacity   int      // entries that each replica's cache may hold
 	Seed       uint64   // of the schedule; the same for every contender
 
+	// Store is the URL of the PostgreSQL that is the database of record, in which
+	// the storm makes a schema of its own for each contender, and drops it. Empty
+	// means a SQLite file.
+	Store string
+	// Redis is the address of the Redis of the contenders that need one,
+	// host:port or a URL. Empty means that there is none.
+	Redis string
+
 	Duration time.Duration // of the load, for each contender
 	Quiet    time.Duration // of reading only, after the faults have healed and before the caches are inspected
 
@@ -29,6 +40,7 @@ type Config struct {
 	WriteRate int     // deposits a second that the writers of all replicas together attempt
 
 	TTL       time.Duration // of the contender ttl
+	RedisTTL  time.Duration // of the contenders on Redis
 	Bound     time.Duration // of the contenders with a log: how stale a read may be
 	ReadLevel string        // of these: within (the Bound) or any
 	DBLatency time.Duration // how long an answer of the database is on its way, on average
@@ -55,7 +67,7 @@ const (
 // contenders in less than a minute on two cores.
 func Default() Config {
 	return Config{
-		Contenders: Names(),
+		Contenders: Names(false),
 		Replicas:   3,
 		Accounts:   20_000,
 		Capacity:   4_000,
@@ -68,6 +80,7 @@ func Default() Config {
 		ReadRate:   60_000,
 		WriteRate:  600,
 		TTL:        time.Second,
+		RedisTTL:   time.Minute,
 		Bound:      time.Second,
 		ReadLevel:  levelWithin,
 		DBLatency:  300 * time.Microsecond,
@@ -91,13 +104,7 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	want(len(c.Contenders) > 0, "no contenders")
-	for _, name := range c.Contenders {
-		want(lookup(name) != nil, "unknown contender %q, want some of %s", name, strings.Join(Names(), ", "))
-	}
-	for i, name := range c.Contenders {
-		want(!slices.Contains(c.Contenders[:i], name), "contender %q is named twice", name)
-	}
+	c.validateWho(want)
 	want(c.Replicas >= 1 && c.Replicas <= 100, "replicas is %d, want 1 to 100", c.Replicas)
 	want(c.Accounts >= 1 && c.Accounts <= 10_000_000, "accounts is %d, want 1 to 10,000,000", c.Accounts)
 	want(c.Capacity >= 1, "capacity is %d, want at least 1", c.Capacity)
@@ -110,6 +117,7 @@ func (c Config) Validate() error {
 	want(c.WriteRate >= 1, "write rate is %d, want at least 1", c.WriteRate)
 	want(c.DBLatency >= 0, "database latency is %v, want at least 0", c.DBLatency)
 	want(c.TTL > 0, "ttl is %v, want more than 0", c.TTL)
+	want(c.RedisTTL >= time.Millisecond, "redis ttl is %v, want at least 1ms", c.RedisTTL)
 	want(c.ReadLevel == levelWithin || c.ReadLevel == levelAny, "read level is %q, want %s or %s", c.ReadLevel, levelWithin, levelAny)
 	want(c.Bound > 0, "bound is %v, want more than 0", c.Bound)
 	for _, p := range []struct {
@@ -141,19 +149,62 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// validateWho is the part of Validate about who competes, and on which servers.
+func (c Config) validateWho(want func(ok bool, format string, args ...any)) {
+	want(len(c.Contenders) > 0, "no contenders")
+	for _, name := range c.Contenders {
+		who := lookup(name)
+		want(who != nil, "unknown contender %q, want some of %s", name, strings.Join(Names(true), ", "))
+		want(c.Redis != "" || who == nil || !needsRedis(who), "contender %q needs a Redis, and none is given", name)
+	}
+	if c.Redis != "" {
+		_, err := redisOptions(c.Redis)
+		if !isURL(c.Redis) {
+			_, _, err = net.SplitHostPort(c.Redis)
+		}
+		// The error may have a password in it.
+		want(err == nil, "Redis is not at host:port or a URL like redis://127.0.0.1:6379/0")
+	}
+	if c.Store != "" {
+		_, err := pgxpool.ParseConfig(c.Store)
+		isPostgres := strings.HasPrefix(c.Store, "postgres://") || strings.HasPrefix(c.Store, "postgresql://")
+		want(isPostgres && err == nil, "store is no URL like postgres://user@127.0.0.1:5432/postgres")
+	}
+	for i, name := range c.Contenders {
+		want(!slices.Contains(c.Contenders[:i], name), "contender %q is named twice", name)
+	}
+}
+
 // String describes the storm: the service, and what is done to it.
 func (c Config) String() string {
 	w := c.Weather
 	share := func(p float64) string { return strconv.FormatFloat(100*p, 'g', 3, 64) + "%" }
-	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, the database %v away, seed %d, %v of load each\n"+
+	database := "the database"
+	if c.Store != "" {
+		database = "PostgreSQL another"
+	}
+	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, %s %v away, seed %d, %v of load each\n"+
 		"messages: %s delayed up to %v, %s overtaken, %s twice, %s dropped\n"+
 		"replicas: cut off %d x %v, frozen %d x %v, stalled %d x %v; %d writers killed, %d rows changed by SQL",
-		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), c.DBLatency, c.Seed, c.Duration,
+		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), database, c.DBLatency, c.Seed, c.Duration,
 		share(w.Delay), w.DelayMax, share(w.Reorder), share(w.Duplicate), share(w.Drop),
 		c.Cuts, c.CutFor, c.Freezes, c.FreezeFor, c.Stalls, c.StallFor, c.Kills, min(c.Reconcile, c.Accounts))
 }
 
-// MarshalJSON writes durations in milliseconds.
+// database names the kind of the database of record, without its address, which
+// may have a password in it.
+func (c Config) database() string {
+	if c.Store != "" {
+		return "postgres"
+	}
+	return "sqlite"
+}
+
+// isURL reports whether address is one, and not host:port.
+func isURL(address string) bool { return strings.Contains(address, "://") }
+
+// MarshalJSON writes durations in milliseconds, and of the addresses only what is
+// there.
 func (c Config) MarshalJSON() ([]byte, error) {
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	return json.Marshal(struct {
@@ -161,6 +212,8 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		Replicas    int      `json:"replicas"`
 		Accounts    int      `json:"accounts"`
 		Capacity    int      `json:"capacity"`
+		Store       string   `json:"store"` // "sqlite" or "postgres"
+		Redis       bool     `json:"redis"`
 		Seed        uint64   `json:"seed"`
 		DurationMs  float64  `json:"duration_ms"`
 		QuietMs     float64  `json:"quiet_ms"`
@@ -170,6 +223,7 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		ReadRate    int      `json:"reads_per_s"`
 		WriteRate   int      `json:"writes_per_s"`
 		TTLMs       float64  `json:"ttl_ms"`
+		RedisTTLMs  float64  `json:"redis_ttl_ms"`
 		BoundMs     float64  `json:"bound_ms"`
 		DBLatencyMs float64  `json:"db_latency_ms"`
 		Delay       float64  `json:"delay"`
@@ -186,8 +240,8 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		Kills       int      `json:"kills"`
 		Reconcile   int      `json:"reconcile"`
 	}{
-		c.Contenders, c.Replicas, c.Accounts, c.Capacity, c.Seed, ms(c.Duration), ms(c.Quiet), c.Skew,
-		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL), ms(c.Bound), ms(c.DBLatency),
+		c.Contenders, c.Replicas, c.Accounts, c.Capacity, c.database(), c.Redis != "", c.Seed, ms(c.Duration), ms(c.Quiet), c.Skew,
+		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL), ms(c.RedisTTL), ms(c.Bound), ms(c.DBLatency),
 		c.Weather.Delay, ms(c.Weather.DelayMax), c.Weather.Reorder, c.Weather.Duplicate, c.Weather.Drop,
 		c.Cuts, ms(c.CutFor), c.Freezes, ms(c.FreezeFor), c.Stalls, ms(c.StallFor), c.Kills, c.Reconcile,
 	})

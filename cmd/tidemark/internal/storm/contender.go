@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/tidemark-go/tidemark"
 )
@@ -37,6 +38,9 @@ type promise struct {
 	// committed: a deposit counts as confirmed when the database has committed
 	// it, also if its writer was killed then.
 	committed bool
+	// heard: the replicas are told of every commit, whoever made it, by the
+	// database itself.
+	heard bool
 	// counted: reads beyond maxStale are counted, but not promised not to be.
 	counted  bool
 	tideMark bool // no read is below the replica's tide mark
@@ -54,6 +58,19 @@ func (p promise) beyond(v verdict) bool {
 // broken reports whether v is a read that p states will not be.
 func (p promise) broken(v verdict) bool {
 	return p.beyond(v) && !p.counted || p.tideMark && (v.belowMark || v.undoubted)
+}
+
+// A contender that is relayed has a log that the database itself can tell of its
+// changes. Where it does, nobody else announces what the reconciliation does.
+type relayed interface {
+	// invalidator returns the means to do so over nc, which stays the caller's.
+	invalidator(nc *nats.Conn) tidemark.Invalidator
+}
+
+// A contender that is onRedis keeps its values in a Redis, one for all replicas.
+type onRedis interface {
+	// redisAnnouncer is openAnnouncer, through a client that the announcer closes.
+	redisAnnouncer(client *redis.Client, prefix string, ttl time.Duration) announcer
 }
 
 // A replica is one instance of a contender: the cache inside one process of
@@ -101,6 +118,15 @@ type environment struct {
 	// throughLog does the same for a log, on which there is no weather, see
 	// logLink.
 	throughLog func(log tidemark.Log, ears ears) tidemark.Log
+
+	// prober, if not nil, proves what the database has told the log.
+	prober tidemark.Prober
+
+	// redis opens a client of the storm's Redis whose connections suffer what
+	// the replica's do. inside opens one that nothing happens to, to look
+	// into the Redis afterwards. The replica closes both. Keys begin with prefix.
+	redis, inside func() (*redis.Client, error)
+	prefix        string
 }
 
 // ears tell the oracle what a replica has been told. Each is called when the
@@ -117,15 +143,27 @@ type ears struct {
 }
 
 // contenders in the order in which they run by default.
-var contenders = []contender{mapContender{}, ttlContender{}, ristrettoContender{}, tidemarkContender{}, tidemarkLogContender{}, tidemarkStrictContender{}}
+var contenders = []contender{
+	mapContender{}, ttlContender{}, ristrettoContender{}, redisContender{}, redisFencedContender{},
+	tidemarkContender{}, tidemarkLogContender{}, tidemarkStrictContender{},
+}
 
-// Names returns the names of all contenders.
-func Names() []string {
-	names := make([]string, len(contenders))
-	for i, c := range contenders {
-		names[i] = c.name()
+// Names returns the names of the contenders that run by default: with a Redis all
+// of them, without one those that need none.
+func Names(withRedis bool) []string {
+	var names []string
+	for _, c := range contenders {
+		if withRedis || !needsRedis(c) {
+			names = append(names, c.name())
+		}
 	}
 	return names
+}
+
+// needsRedis reports whether c is onRedis.
+func needsRedis(c contender) bool {
+	_, needs := c.(onRedis)
+	return needs
 }
 
 // lookup returns the contender called name, or nil.

@@ -78,7 +78,7 @@ func (r *ristrettoReplica) read(ctx context.Context, account int) (Account, bool
 }
 
 func (r *ristrettoReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {
-	err := r.bank.transact(ctx, account, func(current Account) Account {
+	_, _, err := r.bank.transact(ctx, account, func(current Account) Account {
 		return current.deposit(op, cents)
 	})
 	if err != nil {

@@ -12,11 +12,10 @@ import (
 
 	"github.com/tidemark-go/tidemark"
 	"github.com/tidemark-go/tidemark/internal/wire"
-	"github.com/tidemark-go/tidemark/store/sqlstore"
 )
 
 // tidemarkContender is this module's cache on core NATS, writing through
-// sqlstore.
+// sqlstore or store/postgres.
 type tidemarkContender struct{}
 
 // tidemarkName names the cache on NATS.
@@ -45,7 +44,8 @@ func (tidemarkContender) open(env *environment) (replica, error) {
 
 // openTidemark returns a replica with the options o, once it is ready.
 func openTidemark(env *environment, o tidemark.Options[int, Account]) (replica, error) {
-	store, err := newRecordingStore(env.bank)
+	// Beyond DoubtTimeout no write may take effect.
+	store, err := newRecordingStore(env.bank, o.DoubtTimeout*9/10)
 	if err != nil {
 		return nil, err
 	}
@@ -139,48 +139,47 @@ func (e *tidemarkEar) message(msg []byte) (news []change, doubt bool) {
 	return news, doubt
 }
 
-// A recordingStore is a sqlstore that tells the bank what it has read and
-// written.
+// A recordingStore is a Store that tells the bank what it has read and written.
 type recordingStore struct {
-	*sqlstore.Store[int, Account]
+	accountStore
 	bank *bank
 
 	mu      sync.Mutex // guards inDoubt
 	inDoubt map[tidemark.OpID]uint64
 }
 
-func newRecordingStore(b *bank) (*recordingStore, error) {
-	store, err := newSQLStore(b.db)
+// newRecordingStore returns a store whose writes take effect within the given
+// time or not at all; zero is its default.
+func newRecordingStore(b *bank, within time.Duration) (*recordingStore, error) {
+	store, err := b.records.store(within)
 	if err != nil {
 		return nil, err
 	}
-	return &recordingStore{Store: store, bank: b, inDoubt: make(map[tidemark.OpID]uint64)}, nil
+	return &recordingStore{accountStore: store, bank: b, inDoubt: make(map[tidemark.OpID]uint64)}, nil
 }
 
 func (s *recordingStore) Load(ctx context.Context, account int) (Account, tidemark.Version, error) {
 	defer s.bank.travel()
 	s.bank.reads.Add(1)
-	return s.Store.Load(ctx, account)
+	return s.accountStore.Load(ctx, account)
 }
 
 func (s *recordingStore) LoadMany(ctx context.Context, accounts []int) (map[int]tidemark.Loaded[Account], error) {
 	defer s.bank.travel()
 	s.bank.reads.Add(uint64(len(accounts)))
-	return s.Store.LoadMany(ctx, accounts)
+	return s.accountStore.LoadMany(ctx, accounts)
 }
 
 // LoadVersions counts as a read of each row: the database has to find it.
 func (s *recordingStore) LoadVersions(ctx context.Context, accounts []int) (map[int]tidemark.Version, error) {
 	defer s.bank.travel()
 	s.bank.reads.Add(uint64(len(accounts)))
-	return s.Store.LoadVersions(ctx, accounts)
+	return s.accountStore.LoadVersions(ctx, accounts)
 }
 
 func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base tidemark.Version, a Account, op tidemark.OpID) (tidemark.Version, error) {
 	defer s.bank.travel()
-	s.bank.writing.Lock()
-	version, err := s.Store.CompareAndSet(ctx, account, base, a, op)
-	s.bank.writing.Unlock()
+	version, err := s.accountStore.CompareAndSet(ctx, account, base, a, op)
 	var conflict *tidemark.ConflictError
 	switch {
 	case err == nil:
@@ -197,7 +196,7 @@ func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base ti
 
 // Outcome also tells the oracle of a commit whose answer was lost.
 func (s *recordingStore) Outcome(ctx context.Context, account int, op tidemark.OpID) (tidemark.Version, bool, error) {
-	version, found, err := s.Store.Outcome(ctx, account, op)
+	version, found, err := s.accountStore.Outcome(ctx, account, op)
 	s.mu.Lock()
 	written, doubted := s.inDoubt[op]
 	s.mu.Unlock()

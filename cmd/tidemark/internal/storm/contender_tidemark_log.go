@@ -19,16 +19,29 @@ func (tidemarkLogContender) promise(c Config) promise {
 		text: "as tidemark, and no read misses a change that was confirmed more than " + c.Bound.String() + "\n" +
 			"before it began: by a deposit that returned, or by the job that told the replicas. Commits\n" +
 			"of killed writers, and of the job before it tells, are stale reads but confirmed to nobody.\n" +
-			"What happens to messages happens to its hints only, as its log is read over a connection;\n" +
-			"being cut off, frozen and stalled happens to all of it.",
+			weatherOfLogs,
 		tideMark: true,
 		maxStale: c.Bound, confirmed: true,
+	}
+	if c.Store != "" {
+		p.heard, p.committed = true, true
+		p.text = "as tidemark, and no read misses a change that was committed more than " + c.Bound.String() + "\n" +
+			"before it began, whoever made it: the database tells of it through its outbox. " + weatherOfLogs
 	}
 	if c.ReadLevel == levelAny {
 		p.counted = true
 		p.text = "as tidemark. Read at Any it states no bound; what is beyond " + c.Bound.String() + " is counted all the same."
 	}
 	return p
+}
+
+// weatherOfLogs is a part of the promises: what a log is spared.
+const weatherOfLogs = "What happens to messages happens to its hints only, as its log is read over a connection;\n" +
+	"being cut off, frozen and stalled happens to all of it."
+
+// invalidator is for the relay of a database that tells the log itself.
+func (tidemarkLogContender) invalidator(nc *nats.Conn) tidemark.Invalidator {
+	return tidemark.NATS(nc, tidemarkLogOptions)
 }
 
 // tidemarkLogOptions has a stream on the one server that there is, in files.
@@ -52,6 +65,7 @@ func openTidemarkLog(env *environment, o tidemark.Options[int, Account]) (replic
 		news, _ := hints.message(msg)
 		return news, false
 	}})
+	inv.Prober = env.prober
 	inv.Log = env.throughLog(inv.Log, ears{message: entries.message, lost: true})
 	o.Invalidator = inv
 	if env.config.ReadLevel == levelWithin {
@@ -72,10 +86,13 @@ func (tidemarkStrictContender) name() string { return "tidemark-strict" }
 func (t tidemarkStrictContender) promise(c Config) promise {
 	p := t.tidemarkLogContender.promise(c)
 	p.committed = true
-	if !p.counted {
+	if !p.counted && !p.heard {
 		p.text = "as tidemark-log, and no read misses a deposit that was committed more than " + c.Bound.String() + "\n" +
 			"before it began, whether or not its writer lived to tell. While the log cannot be reached\n" +
 			"deposits fail before they are made."
+	}
+	if !p.counted && p.heard {
+		p.text = "as tidemark-log, and while the log cannot be reached deposits fail before they are made."
 	}
 	return p
 }

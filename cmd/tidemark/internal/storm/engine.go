@@ -2,6 +2,7 @@ package storm
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/tidemark-go/tidemark"
 )
@@ -56,6 +58,10 @@ type run struct {
 	promise   promise
 	server    *server.Server
 	database  *database
+	redis     *redis.Options // nil if the contender needs none
+	prefix    string         // of all keys in the Redis
+	prober    tidemark.Prober
+	relayConn *nats.Conn
 	oracle    *oracle
 	ledger    *ledger
 	nodes     []*node
@@ -76,7 +82,8 @@ type run struct {
 // window on the database and its cache.
 type node struct {
 	id      int
-	proxy   *proxy
+	proxy   *proxy   // to NATS
+	tcp     *tcpLink // to Redis
 	bank    *bank
 	conns   []*nats.Conn
 	links   []*link
@@ -157,7 +164,10 @@ func (r *run) open(ctx context.Context, dir string) error {
 	if r.server, err = startServer(filepath.Join(dir, "nats")); err != nil {
 		return err
 	}
-	if r.database, err = openDatabase(ctx, filepath.Join(dir, "accounts.db"), r.config.Accounts, r.oracle); err != nil {
+	if err := r.openDatabase(ctx, dir); err != nil {
+		return err
+	}
+	if err := r.openRedis(ctx); err != nil {
 		return err
 	}
 	for i := range r.config.Replicas {
@@ -170,6 +180,92 @@ func (r *run) open(ctx context.Context, dir string) error {
 		}
 	}
 	return nil
+}
+
+// openDatabase creates the accounts, and has the database tell the contender's log
+// what changes if both can do that.
+func (r *run) openDatabase(ctx context.Context, dir string) error {
+	var rows records
+	var err error
+	if r.config.Store == "" {
+		rows, err = openSQLite(ctx, filepath.Join(dir, "accounts.db"), r.config.Accounts)
+	} else {
+		rows, err = openPostgres(ctx, r.config.Store, r.config.Accounts)
+	}
+	if err != nil {
+		return err
+	}
+	r.database = &database{records: rows, oracle: r.oracle}
+	source, tells := rows.(outboxed)
+	hearer, hears := r.contender.(relayed)
+	if !tells || !hears {
+		return nil
+	}
+	if r.prober, err = source.prober(); err != nil {
+		return err
+	}
+	// The relay is no replica, and nothing happens to its connection.
+	r.relayConn, err = nats.Connect(r.server.ClientURL(), tidemark.NATSConnectOptions()...)
+	if err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	if err := source.tell(ctx, hearer.invalidator(r.relayConn)); err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	return nil
+}
+
+// openRedis sees whether the Redis is there, if the contender needs one.
+func (r *run) openRedis(ctx context.Context) error {
+	if !needsRedis(r.contender) {
+		return nil
+	}
+	o, err := redisOptions(r.config.Redis)
+	if err != nil {
+		return fmt.Errorf("address of Redis: %w", err)
+	}
+	client := redis.NewClient(o)
+	if err := errors.Join(client.Ping(ctx).Err(), client.Close()); err != nil {
+		return fmt.Errorf("reaching Redis: %w", err)
+	}
+	r.redis, r.prefix = o, "tidemark-storm:"+rand.Text()+":"
+	return nil
+}
+
+// newRedisClient returns a client whose connections go through link, if not nil.
+func (r *run) newRedisClient(link *tcpLink) (*redis.Client, error) {
+	if r.redis == nil {
+		return nil, errors.New("storm: there is no Redis")
+	}
+	o := *r.redis
+	if link != nil {
+		o.Dialer = link.through(redis.NewDialer(r.redis))
+	}
+	return redis.NewClient(&o), nil
+}
+
+// clearRedis deletes what the replicas have stored.
+func (r *run) clearRedis(ctx context.Context) error {
+	client, err := r.newRedisClient(nil)
+	if err != nil {
+		return err
+	}
+	keys := client.Scan(ctx, 0, r.prefix+"*", 1000).Iterator()
+	var batch []string
+	var errs []error
+	remove := func(atLeast int) {
+		if len(batch) >= atLeast {
+			errs = append(errs, client.Unlink(ctx, batch...).Err())
+			batch = batch[:0]
+		}
+	}
+	for keys.Next(ctx) {
+		batch = append(batch, keys.Val())
+		remove(1000)
+	}
+	remove(1)
+	errs = append(errs, keys.Err(), client.Close())
+	return errors.Join(errs...)
 }
 
 // startServer starts a NATS server on a free loopback port, the same for every
@@ -197,10 +293,14 @@ func (r *run) openNode(id int, w Weather) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{id: id, proxy: p, bank: &bank{database: r.database, latency: r.config.DBLatency}}
+	n := &node{id: id, proxy: p, tcp: newTCPLink(), bank: &bank{database: r.database, latency: r.config.DBLatency}}
 	n.replica, err = r.contender.open(&environment{
 		config: r.config,
 		bank:   n.bank,
+		prober: r.prober,
+		prefix: r.prefix,
+		redis:  func() (*redis.Client, error) { return r.newRedisClient(n.tcp) },
+		inside: func() (*redis.Client, error) { return r.newRedisClient(nil) },
 		connect: func(options ...nats.Option) (*nats.Conn, error) {
 			// The errors that the storm makes are no news to the terminal.
 			quiet := nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})
@@ -241,8 +341,14 @@ func (r *run) close() error {
 	for _, n := range r.nodes {
 		errs = append(errs, n.close(ctx))
 	}
+	if r.redis != nil {
+		errs = append(errs, r.clearRedis(ctx))
+	}
 	if r.database != nil {
-		errs = append(errs, r.database.close())
+		errs = append(errs, r.database.records.close())
+	}
+	if r.relayConn != nil {
+		r.relayConn.Close()
 	}
 	if r.server != nil {
 		r.server.Shutdown()
@@ -261,16 +367,24 @@ func (n *node) close(ctx context.Context) error {
 		nc.Close()
 	}
 	n.proxy.Close()
+	n.tcp.close()
 	return err
 }
+
+// cut and the others happen to all that connects the process to NATS and to Redis.
+// Its connection to the database is left alone.
+func (n *node) cut()      { n.proxy.cut(); n.tcp.cut() }
+func (n *node) restore()  { n.proxy.restore(); n.tcp.restore() }
+func (n *node) freeze()   { n.proxy.freeze(); n.tcp.freeze() }
+func (n *node) unfreeze() { n.proxy.unfreeze(); n.tcp.unfreeze() }
 
 // calm ends all faults and gives the contender the quiet time to recover.
 // Nothing is written any more, but the readers go on: an empty cache has no
 // wrong entries, and that is not what is to be found out.
 func (r *run) calm(parent context.Context) (counts, error) {
 	for _, n := range r.nodes {
-		n.proxy.restore()
-		n.proxy.unfreeze()
+		n.restore()
+		n.unfreeze()
 		for _, l := range n.links {
 			l.setWeather(Weather{})
 		}

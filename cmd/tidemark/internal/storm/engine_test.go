@@ -3,6 +3,7 @@ package storm
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"os"
 	"runtime"
@@ -14,6 +15,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/tidemark-go/tidemark/internal/redistest"
 )
 
 // small returns a storm that fits into a test: everything happens, but briefly.
@@ -46,6 +49,8 @@ func TestStormEndToEnd(t *testing.T) {
 	t.Setenv("TMPDIR", tmp)
 	before := runtime.NumGoroutine()
 	c := small()
+	c.Redis = redistest.Address(t)
+	c.Contenders = Names(true)
 	var events []Status
 	report, err := Run(t.Context(), c, func(s Status) { events = append(events, s) })
 	require.NoError(t, err)
@@ -65,9 +70,13 @@ func TestStormEndToEnd(t *testing.T) {
 		assert.Positive(t, res.ReadP50Ns, res.Name)
 		assert.GreaterOrEqual(t, res.ReadP99Ns, res.ReadP50Ns, res.Name)
 		assert.Positive(t, res.WriteP50Us, res.Name)
+		assert.Positive(t, res.ReadsPerS, res.Name)
+		assert.LessOrEqual(t, res.ReadsPerS, 1.05*float64(res.Reads)/c.Duration.Seconds(), "%s: readers that end late have taken longer", res.Name)
 		assert.Zero(t, res.UnknownReads, "%s invented values: %v", res.Name, res.Violations)
 		assert.Zero(t, res.ReadErrors, "%s: %v", res.Name, res.Violations)
-		assert.Zero(t, res.DoubtfulWrites, res.Name)
+		if res.Name != "tidemark-strict" { // whose deposits give up after strictDoubt, which a loaded machine may take
+			assert.Zero(t, res.DoubtfulWrites, res.Name)
+		}
 		assert.Len(t, res.Faults, len(schedule(c)), res.Name)
 		if res.Name != "ttl" { // whose entries have expired in the quiet time
 			assert.Positive(t, res.Resident, res.Name)
@@ -81,8 +90,10 @@ func TestStormEndToEnd(t *testing.T) {
 	}
 	assert.Positive(t, results["map"].StaleP50Ms)
 	assert.LessOrEqual(t, results["map"].StaleP50Ms, results["map"].MaxStaleMs)
-	assert.Zero(t, results["ristretto"].LostUpdates, "its deposits are transactions")
 	assert.Positive(t, results["ristretto"].StaleReads)
+	for _, name := range []string{"ristretto", "redis", "redis-fenced"} {
+		assert.Zero(t, results[name].LostUpdates, "%s: its deposits are transactions", name)
+	}
 
 	tidemark := results["tidemark"]
 	assert.Empty(t, report.Broken(), tidemark.Violations)
@@ -129,12 +140,27 @@ func TestStormRefusesABadConfig(t *testing.T) {
 	c := Default()
 	c.Contenders = []string{"map", "nosuch", "map"}
 	c.Replicas, c.Weather.Drop, c.Bound, c.ReadLevel = 0, 2, 0, "some"
+	c.Store, c.Redis, c.RedisTTL = "mysql://somewhere", "nowhere", 0
 	_, err := Run(t.Context(), c, nil)
 	require.Error(t, err)
-	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2", "bound is 0s", `read level is "some"`} {
+	for _, want := range []string{`unknown contender "nosuch"`, `"map" is named twice`, "replicas is 0", "drop is 2", "bound is 0s", `read level is "some"`,
+		"store is no URL", "Redis is not at host:port", "redis ttl is 0s"} {
 		assert.ErrorContains(t, err, want)
 	}
 	assert.NoError(t, Default().Validate())
+	c = Default()
+	c.Contenders = Names(true)
+	assert.ErrorContains(t, c.Validate(), `"redis-fenced" needs a Redis`)
+	for _, address := range []string{"127.0.0.1:6379", "redis://:secret@127.0.0.1:6379/3"} {
+		c.Redis = address
+		assert.NoError(t, c.Validate())
+	}
+	c.Store = "postgres://user:secret@127.0.0.1/db"
+	assert.NoError(t, c.Validate())
+	b, err := json.Marshal(c)
+	require.NoError(t, err)
+	assert.NotContains(t, string(b)+c.String(), "secret")
+	assert.Contains(t, string(b), `"store":"postgres","redis":true`)
 }
 
 // A mutant is mapContender with one thing wrong. The storm must find it.
@@ -168,11 +194,12 @@ func (s *sound) read(ctx context.Context, account int) (Account, bool, error) {
 }
 
 func (s *sound) deposit(ctx context.Context, account int, op uint64, cents int64) error {
-	return s.bank.transact(ctx, account, func(current Account) Account { return current.deposit(op, cents) })
+	_, _, err := s.bank.transact(ctx, account, func(current Account) Account { return current.deposit(op, cents) })
+	return err
 }
 
 func (s *sound) peek(account int) (Account, bool) {
-	a, _, err := s.bank.row(context.Background(), s.bank.selectRow, account) // no network: this is not a read
+	a, _, err := s.bank.records.row(context.Background(), account) // no network: this is not a read
 	return a, err == nil
 }
 
@@ -222,9 +249,10 @@ func TestStormFindsLostDeposits(t *testing.T) {
 type generous struct{ sound }
 
 func (g *generous) deposit(ctx context.Context, account int, op uint64, cents int64) error {
-	return g.bank.transact(ctx, account, func(current Account) Account {
+	_, _, err := g.bank.transact(ctx, account, func(current Account) Account {
 		return current.deposit(op, cents).deposit(op, cents)
 	})
+	return err
 }
 
 func TestStormFindsRepeatedDeposits(t *testing.T) {

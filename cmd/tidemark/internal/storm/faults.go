@@ -22,9 +22,9 @@ func (r *run) runFaults(ctx context.Context, begin time.Time) {
 		r.tell(f.String())
 		switch f.kind {
 		case faultCut:
-			r.during(ctx, f, r.nodes[f.replica].proxy.cut, r.nodes[f.replica].proxy.restore)
+			r.during(ctx, f, r.nodes[f.replica].cut, r.nodes[f.replica].restore)
 		case faultFreeze:
-			r.during(ctx, f, r.nodes[f.replica].proxy.freeze, r.nodes[f.replica].proxy.unfreeze)
+			r.during(ctx, f, r.nodes[f.replica].freeze, r.nodes[f.replica].unfreeze)
 		case faultStall:
 			for _, l := range r.nodes[f.replica].links {
 				l.stall(f.length)
@@ -99,9 +99,11 @@ func (r *run) killDuring(ctx context.Context, n *node, account int) error {
 	died := make(chan struct{})
 	n.bank.onCommit(func(account int, op, version uint64) {
 		n.die()
-		r.mu.Lock()
-		r.killed[change{account, version}] = struct{}{}
-		r.mu.Unlock()
+		if !r.promise.heard {
+			r.mu.Lock()
+			r.killed[change{account, version}] = struct{}{}
+			r.mu.Unlock()
+		}
 		// The statement has returned: from here on the deposit is a fact.
 		at := r.oracle.now()
 		r.oracle.acknowledge(account, op, at)
@@ -140,7 +142,7 @@ func (n *node) die() {
 	for _, l := range n.logs {
 		l.kill()
 	}
-	n.proxy.cut()
+	n.cut()
 }
 
 // reconcileChunk is how many accounts one transaction of the job changes.
@@ -148,6 +150,22 @@ const reconcileChunk = 50
 
 // jobTime is how long the job may take before the storm gives up.
 const jobTime = 30 * time.Second
+
+// openAnnouncer returns what the job has to tell the replicas with; nil if there is
+// no such thing, or no need for it: if the database tells.
+func (r *run) openAnnouncer(nc *nats.Conn) (announcer, error) {
+	if r.promise.heard {
+		return nil, nil
+	}
+	if c, needs := r.contender.(onRedis); needs {
+		client, err := r.newRedisClient(nil)
+		if err != nil {
+			return nil, err
+		}
+		return c.redisAnnouncer(client, r.prefix, r.config.RedisTTL), nil
+	}
+	return r.contender.openAnnouncer(nc)
+}
 
 // reconcile is the overnight job: it changes accounts by SQL alone, and tells
 // the replicas from outside, if the contender has a way to do so.
@@ -159,7 +177,7 @@ func (r *run) reconcile(ctx context.Context) (err error) {
 		return fmt.Errorf("reconciliation: %w", err)
 	}
 	defer nc.Close()
-	tell, err := r.contender.openAnnouncer(nc)
+	tell, err := r.openAnnouncer(nc)
 	if err != nil {
 		return fmt.Errorf("reconciliation: %w", err)
 	}
@@ -203,6 +221,9 @@ func (r *run) correctAccounts(ctx context.Context, accounts []int, rng *rand.Ran
 	}
 	for _, c := range corrections {
 		r.oracle.acknowledge(c.account, c.op, at)
+		if r.promise.heard {
+			r.oracle.confirm(c.account, c.op, at)
+		}
 		r.ledger.record(c.account, c.cents)
 	}
 	return corrections, changes, nil

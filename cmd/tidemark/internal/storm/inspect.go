@@ -11,6 +11,7 @@ type counts struct {
 	stale, backward, beyond   uint64
 	unpromised                uint64 // of beyond
 	unknown, dbReads          uint64
+	took                      time.Duration // the reader that was the last to end
 	worstStale                time.Duration
 	staleFor                  histogram
 	readLatency, writeLatency histogram
@@ -47,6 +48,7 @@ func (c *counts) add(d *counts) {
 	c.unpromised += d.unpromised
 	c.unknown += d.unknown
 	c.worstStale = max(c.worstStale, d.worstStale)
+	c.took = max(c.took, d.took)
 	c.staleFor.merge(&d.staleFor)
 	c.readLatency.merge(&d.readLatency)
 	c.writeLatency.merge(&d.writeLatency)
@@ -56,9 +58,13 @@ func (c *counts) add(d *counts) {
 func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 	var books imbalance
 	var rest atRest
-	err := r.database.all(ctx, func(account int, a Account, version uint64) {
+	caches := r.nodes
+	if needsRedis(r.contender) {
+		caches = caches[:1] // one Redis, one look at it
+	}
+	err := r.database.records.all(ctx, func(account int, a Account, version uint64) {
 		books = books.add(r.ledger.compare(account, a))
-		for _, n := range r.nodes {
+		for _, n := range caches {
 			rest.add(r.compareResident(n, account, a))
 		}
 	})
@@ -82,6 +88,9 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 	}
 	if c.reads > 0 {
 		res.HitRatio = float64(c.hits) / float64(c.reads)
+	}
+	if c.took > 0 {
+		res.ReadsPerS = float64(c.reads) / c.took.Seconds()
 	}
 	for _, n := range r.nodes {
 		for _, l := range n.links {
@@ -131,7 +140,7 @@ func (r *run) compareResident(n *node, account int, truth Account) atRest {
 	s := atRest{resident: 1, wrong: 1}
 	version, exact, known := r.oracle.settle(account, a.Op)
 	switch {
-	case len(n.links) == 0: // nobody is ever told of anything
+	case len(n.links) == 0 && !needsRedis(r.contender): // nobody is ever told of anything
 	case known && exact && version >= r.newestAnnounced(account):
 		s.unannounced = 1
 	case r.promise.tideMark:

@@ -113,6 +113,7 @@ func (r *run) reader(ctx context.Context, n *node, accounts []uint32) counts {
 	work := context.WithoutCancel(ctx) // a read that has begun is finished
 	var mine counts
 	var budget float64
+	begin := time.Now()
 	p := newPace(readTick)
 	for i := 0; p.wait(ctx); {
 		for budget += share; budget >= 1; budget-- {
@@ -120,6 +121,7 @@ func (r *run) reader(ctx context.Context, n *node, accounts []uint32) counts {
 			i++
 		}
 	}
+	mine.took = time.Since(begin)
 	return mine
 }
 

@@ -36,6 +36,7 @@ type Result struct {
 	WriteP99Us    float64 `json:"write_p99_us"`
 
 	StaleP50Ms       float64  `json:"stale_p50_ms"` // of the stale reads
+	ReadsPerS        float64  `json:"reads_per_s"`  // of all replicas together; at most Config.ReadRate
 	Promise          string   `json:"promise"`
 	Failed           bool     `json:"failed"`                    // see Failures
 	WrongUnannounced uint64   `json:"wrong_at_rest_unannounced"` // of WrongAtRest: newer versions only by killed writers
