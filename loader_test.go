@@ -540,6 +540,32 @@ func TestLoadMany_OverlappingBatchesShare(t *testing.T) {
 }
 
 // What a batch finds absent is missing from the map, whoever loads it.
+// A call of a BulkLoader has a bounded number of keys, and begins when so many are
+// missing: others may already wait for them.
+func TestLoadMany_LoadsSoManyAtATime(t *testing.T) {
+	keys := make([]string, 3*maxBulk)
+	for i := range keys {
+		keys[i] = fmt.Sprint(i)
+	}
+	var mu sync.Mutex
+	var sizes []int
+	s := newSource()
+	c := newCache(t, Options[string, int]{MaxCost: small, Loader: bulkFunc(func(_ context.Context, keys []string) (map[string]Loaded[int], error) {
+		mu.Lock()
+		defer mu.Unlock()
+		sizes = append(sizes, len(keys))
+		all := map[string]Loaded[int]{}
+		for _, k := range keys {
+			all[k] = Loaded[int]{Value: len(k), Version: 1}
+		}
+		return all, nil
+	}), Store: s})
+	found, err := c.LoadMany(t.Context(), keys)
+	require.NoError(t, err)
+	assert.Len(t, found, len(keys))
+	assert.Equal(t, []int{maxBulk, maxBulk, maxBulk}, sizes)
+}
+
 func TestLoadMany_AbsentKeysAreMissing(t *testing.T) {
 	s := newSource()
 	for name, l := range map[string]Loader[string, int]{"bulk": bulkSource{s}, "single": s} {

@@ -14,13 +14,17 @@ import (
 // error is a [*KeysError] that says, for each key that failed, what Load would
 // have returned.
 //
-// Keys that memory does not have are read by one call of LoadMany if the Loader
-// is a [BulkLoader], and by single loads side by side otherwise; in both cases
-// each key has a load of its own that other readers may wait for.
+// Keys that memory does not have are read by one call of LoadMany for about 4,096
+// of them if the Loader is a [BulkLoader], and by single loads side by side
+// otherwise; in both cases each key has a load of its own that other readers may
+// wait for.
 func (c *Cache[K, V]) LoadMany(ctx context.Context, keys []K) (map[K]Entry[V], error) {
 	m := many[K, V]{c: c, ctx: ctx, failed: map[K]error{}, found: make([]find[K, V], 0, len(keys))}
 	for part := range slices.Chunk(keys, abreast) {
-		m.look(part)
+		if m.look(part); len(m.own) >= maxBulk { // others may wait for them already
+			c.start(ctx, m.own)
+			m.own = nil
+		}
 	}
 	c.start(ctx, m.own)
 	for _, b := range m.waiting {
@@ -50,6 +54,9 @@ type many[K comparable, V any] struct {
 	failed  map[K]error
 	asked   map[K]struct{} // the keys so far; nil as long as all were in memory
 }
+
+// maxBulk is about how many keys are loaded at a time.
+const maxBulk = 4096
 
 // abreast is how many keys are looked up side by side.
 const abreast = 64

@@ -233,14 +233,14 @@ func (t *Table[K, V, H]) Load(hash uint64, key K, v *V) (r Ref[H], ok bool) {
 				differs |= t.load(c, word) ^ t.le64(p, 0) | t.load(c, 2*word) ^ t.le64(p, n-word)>>(8*(2*word-n)) |
 					t.load(c, 3*word) ^ uint64(n)<<56
 			case n > inlineText:
-				if !t.hasBoxed(b, c, i, seq, hash, &key) {
+				if differs != 0 || !t.hasBoxed(b, c, i, seq, hash, &key) { // what is written now has no length yet
 					differs = 1
 				}
 			case !t.hasKey(c, &key):
 				differs = 1
 			}
 		case boxed:
-			if !t.hasBoxed(b, c, i, seq, hash, &key) {
+			if differs != 0 || !t.hasBoxed(b, c, i, seq, hash, &key) {
 				differs = 1
 			}
 		}

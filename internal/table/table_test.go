@@ -367,6 +367,38 @@ func TestTable_ABoxOfAnotherKey(t *testing.T) {
 	assert.False(t, r.Valid())
 }
 
+// Who has seen the tag of a long key in the control word, and looks at the cell when
+// the key has been deleted and the box of a shorter one is written, but not yet its
+// length, must not read as many bytes of it as the old one had.
+func TestTable_ABoxWithoutItsLength(t *testing.T) {
+	const hash = 7
+	old, next := strings.Repeat("a", 4096), strings.Repeat("a", 24)
+	tab := newTable[string, int](func(string) uint64 { return hash }, 10)
+	put(tab, hash, old, 1, 1)
+	r, ok := tab.Find(hash, old)
+	require.True(t, ok)
+	b, c := tab.current.Load(), unsafe.Pointer(r.seq)
+	seen := atomic.LoadUint64(b.control(r.index / slots))
+	tab.Delete(r, hash)
+	atomic.StoreUint64(b.control(r.index/slots), seen) // what the reader goes by
+
+	atomic.StoreUint64(r.seq, tab.load(c, 0)|writing) // the first half of Insert
+	b.setBox(r.index, unsafe.Pointer(unsafe.StringData(next)))
+	found := make(chan bool)
+	go func() {
+		_, _, ok := get(tab, hash, old)
+		found <- ok
+	}()
+	select {
+	case <-found:
+		t.Error("the reader did not wait for the writer")
+	case <-time.After(50 * time.Millisecond):
+	}
+	tab.setKey(b, r.index, new(next), hash)
+	atomic.StoreUint64(r.seq, tab.load(c, 0)&^(writing|dead)+4)
+	assert.False(t, <-found)
+}
+
 // A table that has as many keys as are expected at most takes little more than their
 // cells; one that is still growing, at most twice as much.
 func TestTable_TakesLittleMoreThanItsCells(t *testing.T) {
