@@ -439,7 +439,7 @@ func (d *doctor) compare(reports []ops.Report) {
 		{"a log", func(r ops.Report) any { return r.Settings.Log }, true, "set NATSOptions.Stream in all, or in none: those with a log do not hear those without"},
 		{"Strict", func(r ops.Report) any { return r.Settings.Strict }, true, "set it in all replicas that write or read Within a bound: where it is not set, a write may be missed"},
 		{"DoubtTimeout", func(r ops.Report) any { return r.Settings.DoubtTimeout }, anyStrict(reports), "it is the database's statement timeout, and must be the same in all with Strict"},
-		{"SourceEpoch", func(r ops.Report) any { return r.Stats.SourceEpoch }, true, "declare the larger one again: tidemark invalidate -all -epoch N"},
+		{"SourceEpoch", func(r ops.Report) any { return r.Stats.SourceEpoch }, true, "declare the larger one again: tidemark invalidate -name NAME -all -epoch N, with -stream if there is a log"},
 		{"how many others they hear", func(r ops.Report) any { return r.Stats.Peers }, false, "some do not hear some others, or one has just come or gone: ask again"},
 		{"the release of tidemark", func(r ops.Report) any { return r.Build.Tidemark }, false, "right while a release is rolled out"},
 		{"the release of nats.go", func(r ops.Report) any { return r.Build.NATS }, false, "right while a release is rolled out"},

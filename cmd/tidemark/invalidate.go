@@ -11,9 +11,11 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tidemark-go/tidemark"
 )
@@ -28,7 +30,8 @@ key is a version if it is a number: write key@0 for a key that ends like that.
 
 Nothing is published if one of the keys cannot be understood. With -stream the
 messages go to the cache's JetStream stream, which must exist: replicas with a log
-count on nothing else.
+count on nothing else. Without it the command looks whether there is such a stream,
+and refuses if there is; -stream=false publishes on core NATS without a look.
 
 `
 
@@ -37,6 +40,7 @@ type busTarget struct {
 	server, creds, name, schema, keyType string
 
 	stream bool   // on JetStream
+	chosen bool   // whoever asks has said which
 	epoch  uint32 // of the source
 }
 
@@ -118,6 +122,7 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		return complain(std, "invalidate", errors.New("-epoch goes with -all, and is below 1<<32"))
 	}
 	target.epoch = uint32(*epoch)
+	flags.Visit(func(f *flag.Flag) { target.chosen = target.chosen || f.Name == "stream" })
 	if misplaced := misplacedFlag(flags); misplaced != "" {
 		return complain(std, "invalidate", fmt.Errorf("%s stands behind a key: flags go first; for a key of that name use standard input", misplaced))
 	}
@@ -133,8 +138,12 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	if err := publishInvalidations(ctx, target, *all, changed); err != nil {
-		if errors.As(err, new(*tidemark.OptionError)) {
+	err := target.refuseLog(ctx)
+	if err == nil {
+		err = publishInvalidations(ctx, target, *all, changed)
+	}
+	if err != nil {
+		if errors.As(err, new(*tidemark.OptionError)) || errors.As(err, new(*logError)) {
 			return complain(std, "invalidate", err)
 		}
 		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
@@ -150,6 +159,53 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		fmt.Fprintf(std.out, "published %d keys on %s\n", len(changed), subject)
 	}
 	return exitOK
+}
+
+// A logError says that a cache has a log, which the flags say nothing of.
+type logError struct{ name string }
+
+func (e *logError) Error() string {
+	return fmt.Sprintf("%s has a log, the stream %s: give -stream", e.name, tidemark.NATSStreamName(e.name))
+}
+
+// refuseLog returns an error if the flags do not say that the cache has a log, and
+// it has one: its replicas take keys from the hint subject, and nothing else. Where
+// JetStream is off or forbidden to this account, that there is none is taken for
+// granted.
+func (t *busTarget) refuseLog(ctx context.Context) error {
+	if t.stream || t.chosen {
+		return nil
+	}
+	looking, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	forbidden := make(chan struct{})
+	var once sync.Once
+	// Its own connection: what the server complains of is of this question.
+	nc, err := t.connect(nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			once.Do(func() { close(forbidden) })
+			cancel()
+		}
+	}))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	_, err = lastSequence(looking, nc, t.name)
+	select {
+	case <-forbidden:
+		return nil
+	default:
+	}
+	switch {
+	case err == nil:
+		return &logError{t.name}
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return nil
+	default:
+		return fmt.Errorf("it cannot be known whether %s has a log; give -stream, or -stream=false: %w", t.name, err)
+	}
 }
 
 // misplacedFlag returns an argument that is a flag of this command, and would be

@@ -220,6 +220,63 @@ func TestInvalidateOnAStream(t *testing.T) {
 	assert.Eventually(t, held, 5*time.Second, time.Millisecond)
 }
 
+// Replicas with a log take only keys from the hint subject: "published" would be a
+// lie.
+func TestInvalidateRefusesToPassALogBy(t *testing.T) {
+	s := onJetStream(t)
+	url := s.ClientURL()
+	heard := hear(t, url, "accounts")
+	invalidate := func(args ...string) result {
+		return tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", url, "-name", "accounts"}, args...)...)
+	}
+	require.Equal(t, exitOK, invalidate("a@1").status, "JetStream is there, and no stream")
+	assert.Equal(t, map[string]uint64{"a": 1}, entries(t, heard))
+
+	replicaOf(t, url, "a", tidemark.Options[string, string]{}, small())
+	for _, args := range [][]string{{"a@2"}, {"-all"}, {"-all", "-epoch", "3"}} {
+		r := invalidate(args...)
+		assert.Equal(t, exitUsage, r.status, "%q", args)
+		assert.Equal(t, "tidemark invalidate: accounts has a log, the stream TIDEMARK_V1_accounts: give -stream\n", r.err)
+		assert.Empty(t, r.out)
+	}
+	r := invalidate("-stream=false", "b@4")
+	require.Equal(t, exitOK, r.status, "whoever says so: %s", r.err)
+	assert.Equal(t, map[string]uint64{"b": 4}, entries(t, heard), "nothing came before it")
+	require.Equal(t, exitOK, invalidate("-stream", "-all").status)
+}
+
+// An account that may not look publishes as it is told.
+func TestInvalidateWherePermissionsForbidTheLook(t *testing.T) {
+	for name, permissions := range map[string]server.Permissions{
+		"to ask":  {Publish: &server.SubjectPermission{Deny: []string{"$JS.>"}}},
+		"to hear": {Subscribe: &server.SubjectPermission{Deny: []string{"_INBOX.>"}}},
+	} {
+		s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{
+			{Username: "all", Password: "x"}, {Username: "job", Password: "x", Permissions: &permissions},
+		}})
+		as := func(user string) string { return strings.Replace(s.ClientURL(), "nats://", "nats://"+user+":x@", 1) }
+		heard := hear(t, as("all"), "accounts")
+		r := tidemarkWith(t.Context(), "", "invalidate", "-server", as("job"), "-name", "accounts", "a@2")
+		require.Equal(t, exitOK, r.status, "%s: %s", name, r.err)
+		assert.Equal(t, map[string]uint64{"a": 2}, entries(t, heard), name)
+	}
+}
+
+// A server that says nothing may have a stream: nothing is published.
+func TestInvalidateIfTheStreamCannotBeLookedAt(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	nc, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	_, err = nc.SubscribeSync("$JS.API.>") // and does not answer
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	r := tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "accounts", "-timeout", "1s", "a")
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, "it cannot be known whether accounts has a log; give -stream, or -stream=false")
+	assert.Empty(t, r.out)
+}
+
 func TestInvalidateSaysWhyItFailed(t *testing.T) {
 	r := tidemarkWith(t.Context(), "", "invalidate", "-server", "nats://127.0.0.1:1", "-name", "accounts", "a")
 	assert.Equal(t, exitFailed, r.status)
