@@ -181,6 +181,40 @@ func TestTop_Once(t *testing.T) {
 	}
 }
 
+// What is appended after a replica has answered is no lag of it.
+func TestTop_LagIsOfTheTimeOfTheQuestion(t *testing.T) {
+	s := onJetStream(t)
+	nc, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	subject := tidemark.NATSLogSubject("accounts")
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: tidemark.NATSStreamName("accounts"), Subjects: []string{subject}})
+	require.NoError(t, err)
+	for range 7 {
+		_, err := js.Publish(t.Context(), subject, nil)
+		require.NoError(t, err)
+	}
+	_, err = nc.Subscribe(ops.StateSubject("accounts"), func(m *nats.Msg) {
+		for instance, read := range map[string]uint64{"current": 7, "behind": 5} {
+			r := ops.Report{Instance: instance, Settings: ops.Settings{Log: true}}
+			r.Stats.LogSeq = read
+			answer, err := json.Marshal(r)
+			assert.NoError(t, err)
+			assert.NoError(t, m.Respond(answer))
+		}
+		_, err := js.Publish(t.Context(), subject, nil)
+		assert.NoError(t, err)
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	r := tidemarkWith(t.Context(), "", "top", "-server", s.ClientURL(), "-name", "accounts", "-stream", "-once")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "0", column(t, r.out, "current")[3])
+	assert.Equal(t, "2", column(t, r.out, "behind")[3])
+}
+
 // A screen is a terminal that a command has, and what it has shown.
 type screen struct {
 	tty, keyboard *os.File
@@ -332,7 +366,40 @@ func TestDoctor_AllIsWell(t *testing.T) {
 	r := tidemarkWith(t.Context(), "", append([]string{"doctor", "-name", "accounts"}, smallFlags(s.ClientURL())...)...)
 	assert.Equal(t, exitOK, r.status)
 	assert.Contains(t, r.out, "0 errors, 0 warnings")
+
+	status, bad = findings(t, "error", "-server", s.ClientURL())
+	assert.Equal(t, exitFailed, status, "the flags do not say that there is a log")
+	assert.Contains(t, bad, "give -stream")
 }
+
+// If nobody relays probes the stream is not to blame.
+func TestDoctor_NoRelay(t *testing.T) {
+	s := onJetStream(t)
+	nc, err := nats.Connect(s.ClientURL(), tidemark.NATSConnectOptions()...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Stream: small()})
+	inv.Prober = unanswered{}
+	cache, err := tidemark.New(tidemark.Options[string, string]{Invalidator: inv, TTL: time.Hour})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, cache.Close(context.Background())) })
+	view, err := ops.New(cache, ops.Options[string, string]{Instance: "a"})
+	require.NoError(t, err)
+	assert.True(t, view.Report().Settings.Prober)
+	service, err := view.Serve(nc)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, service.Stop()) })
+	require.Eventually(t, func() bool { return cache.Stats().State == tidemark.Suspect }, 10*time.Second, 5*time.Millisecond)
+	status, bad := findings(t, "error", smallFlags(s.ClientURL())...)
+	assert.Equal(t, exitFailed, status)
+	assert.Contains(t, bad, "replica a: its probes do not come back: is a tidemark relay running?")
+	assert.NotContains(t, bad, "cannot read its log")
+}
+
+// unanswered is a Prober whose probes nobody relays.
+type unanswered struct{}
+
+func (unanswered) Probe(context.Context, tidemark.Probe) error { return nil }
 
 func TestDoctor_CoreNATS(t *testing.T) {
 	s := startNATS(t, server.Options{})
@@ -351,6 +418,9 @@ func TestDoctor_Stream(t *testing.T) {
 	assert.Equal(t, exitFailed, status)
 	assert.Contains(t, bad, "stream not found")
 	assert.Contains(t, bad, "SetUpNATSStream")
+	assert.NotContains(t, bad, "permit", "nobody knows")
+	_, warnings := findings(t, "warning", smallFlags(s.ClientURL())...)
+	assert.Contains(t, warnings, "to publish to the log and to read it: not tried")
 
 	js, err := jetstream.New(nc)
 	require.NoError(t, err)
@@ -403,6 +473,7 @@ func TestDoctor_Replicas(t *testing.T) {
 	}{
 		"joining":         {func(r *ops.Report) { r.Stats.State = tidemark.Joining }, "error", "does not hear the others"},
 		"suspect":         {func(r *ops.Report) { r.Stats.State = tidemark.Suspect }, "error", "cannot read its log"},
+		"no relay":        {func(r *ops.Report) { r.Stats.State, r.Settings.Prober = tidemark.Suspect, true }, "error", "is a tidemark relay running?"},
 		"ended":           {func(r *ops.Report) { r.Stats.State = tidemark.Ended }, "warning", "closed"},
 		"bypassed":        {func(r *ops.Report) { r.Stats.Bypassed = true }, "warning", "bypassed"},
 		"in doubt":        {func(r *ops.Report) { r.Stats.InDoubt = 3 }, "warning", "3 writes are in doubt"},
@@ -411,7 +482,7 @@ func TestDoctor_Replicas(t *testing.T) {
 		"old nats.go":     {func(r *ops.Report) { r.Build.NATS = "1.54.9" }, "error", "older ones lose messages"},
 		"clock":           {func(r *ops.Report) { r.Time = r.Time.Add(-time.Minute) }, "warning", "differs from the one here"},
 		"schema":          {func(r *ops.Report) { r.Settings.Schema = "2" }, "warning", "Schema"},
-		"log":             {func(r *ops.Report) { r.Settings.Log = true }, "error", "a log"},
+		"log":             {func(r *ops.Report) { r.Settings.Log = true }, "error", "the replicas have a log, and it was not looked at -> give -stream"},
 		"strict":          {func(r *ops.Report) { r.Settings.Strict = true }, "error", "Strict"},
 		"timeouts":        {func(r *ops.Report) { r.Settings.DoubtTimeout = 1 }, "warning", "DoubtTimeout"},
 		"strict timeouts": {func(r *ops.Report) { r.Settings.DoubtTimeout, r.Settings.Strict = 1, true }, "error", "DoubtTimeout"},
@@ -430,7 +501,7 @@ func TestDoctor_Replicas(t *testing.T) {
 		var bad []string
 		for _, f := range d.all {
 			if f.Level != "ok" {
-				bad = append(bad, f.Level+": "+f.What+f.Do)
+				bad = append(bad, f.Level+": "+f.What+" -> "+f.Do)
 			}
 		}
 		if c.level == "" {
