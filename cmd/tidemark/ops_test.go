@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/pgtest"
 	"github.com/tidemark-go/tidemark/ops"
 	"github.com/tidemark-go/tidemark/store/sqlstore"
 )
@@ -127,7 +128,64 @@ func TestInspect(t *testing.T) {
 	r = tidemarkWith(t.Context(), "", "inspect", "-server", s.ClientURL(), "-name", "nosuch", "alice")
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "no replica answers")
-	for _, args := range [][]string{{}, {"a", "b"}, {"-store", "mysql:x", "a"}, {"-store", "sqlite:", "a"}, {"-key-type", "int", "-store", "sqlite:f", "a"}} {
+	for _, args := range [][]string{{}, {"a", "b"}, {"-store", "mysql:x", "a"}, {"-store", "sqlite:", "a"}, {"-key-type", "int", "-store", "sqlite:f", "a"}, {"-key", "id", "-store", "sqlite:f", "a"}} {
+		assert.Equal(t, exitUsage, inspect(args...).status, "%q", args)
+	}
+	r = inspect("7", "-json")
+	assert.Equal(t, exitUsage, r.status)
+	assert.Contains(t, r.err, "flags come before KEY")
+	r = inspect("-store", "sqlite:"+file, "-table", "balances", "alice")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "2", column(t, r.out, "source")[1])
+}
+
+// A table of PostgreSQL, whatever its columns are called and of what type its key is.
+func TestInspect_PostgreSQL(t *testing.T) {
+	url := pgtest.Database(t, execute)
+	require.NoError(t, execute(t.Context(), url, `CREATE SCHEMA billing;
+		CREATE TABLE billing."Accounts" (id bigint PRIMARY KEY, rev int, gone boolean);
+		INSERT INTO billing."Accounts" VALUES (7, 3, NULL), (8, 4, true);
+		CREATE TABLE tidemark (key text PRIMARY KEY, version bigint, deleted boolean NOT NULL);
+		INSERT INTO tidemark VALUES ('7', 2, false), ('8', 5, true)`))
+	s := startNATS(t, server.Options{})
+	a := replicaOf(t, s.ClientURL(), "a", tidemark.Options[string, string]{TTL: time.Hour}, nil)
+	require.Eventually(t, func() bool { return a.Stats().State == tidemark.Fresh }, 10*time.Second, time.Millisecond)
+	require.Equal(t, tidemark.Applied, a.Put("7", secret, 2))
+	inspect := func(args ...string) result {
+		return tidemarkWith(t.Context(), "", append([]string{"inspect", "-server", s.ClientURL(), "-name", "accounts"}, args...)...)
+	}
+	own := []string{"-store", url, "-table", "billing.Accounts", "-key", "id", "-version", "rev"}
+	r := inspect(append(own, "7")...)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, []string{"source", "3", "the", "row"}, column(t, r.out, "source"))
+	assert.Contains(t, r.out, "BEHIND THE SOURCE")
+	for key, want := range map[string]string{"8": "4", "9": "absent"} {
+		r := inspect(append(own, key)...)
+		require.Equal(t, exitOK, r.status, r.err)
+		assert.Equal(t, want, column(t, r.out, "source")[1])
+	}
+	r = inspect(append(own, "-deleted", "gone", "8")...)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "absent@4", column(t, r.out, "source")[1])
+
+	t.Setenv("TIDEMARK_DATABASE", url)
+	r = inspect("-store", "postgres:", "7")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "2", column(t, r.out, "source")[1])
+	assert.NotContains(t, r.out, "BEHIND")
+	assert.Equal(t, "absent@5", column(t, inspect("-store", "postgres:", "8").out, "source")[1])
+	assert.Equal(t, "5", column(t, inspect("-store", "postgres:", "-deleted", "-", "8").out, "source")[1])
+
+	for want, args := range map[string][]string{
+		"does not exist":       {"-table", "nosuch", "7"},
+		"invalid input syntax": {"-table", "billing.Accounts", "-key", "id", "-version", "rev", "seven"},
+	} {
+		r := inspect(append([]string{"-store", url}, args...)...)
+		assert.Equal(t, exitFailed, r.status)
+		assert.Contains(t, r.err, "the source: ")
+		assert.Contains(t, r.err, want)
+	}
+	for _, args := range [][]string{{"-store", "postgres://%", "7"}, {"-store", url, "-table", "a.b.c", "7"}} {
 		assert.Equal(t, exitUsage, inspect(args...).status, "%q", args)
 	}
 }
