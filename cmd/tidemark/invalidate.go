@@ -11,13 +11,14 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/ops"
 )
 
 const invalidateUsage = `usage: tidemark invalidate -name NAME [flags] [key | key@version]...
@@ -27,6 +28,10 @@ a person has changed in the database. Without arguments it reads the keys from
 standard input, one a line. The version is the one that the row has now; without
 it the replicas know only that the key has changed. What follows the last @ of a
 key is a version if it is a number: write key@0 for a key that ends like that.
+
+Keys that are integers in the program need -key-type int: they travel in another
+form than strings, and replicas would find none of them. If replicas answer (View.Serve
+of package ops) and have keys of the other type, the command refuses.
 
 Nothing is published if one of the keys cannot be understood. With -stream the
 messages go to the cache's JetStream stream, which must exist: replicas with a log
@@ -47,7 +52,7 @@ type busTarget struct {
 func (t *busTarget) define(f *flag.FlagSet) {
 	t.defineServer(f)
 	f.BoolVar(&t.stream, "stream", false, "the cache has a JetStream stream")
-	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys: string or int")
+	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys in the program: string or int")
 }
 
 // defineServer defines the flags that every command with a server has.
@@ -139,11 +144,14 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	err := target.refuseLog(ctx)
+	if err == nil && len(changed) > 0 {
+		err = target.refuseKeyType(ctx)
+	}
 	if err == nil {
 		err = publishInvalidations(ctx, target, *all, changed)
 	}
 	if err != nil {
-		if errors.As(err, new(*tidemark.OptionError)) || errors.As(err, new(*logError)) {
+		if errors.As(err, new(*tidemark.OptionError)) || errors.As(err, new(*logError)) || errors.As(err, new(*keyTypeError)) {
 			return complain(std, "invalidate", err)
 		}
 		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
@@ -176,26 +184,12 @@ func (t *busTarget) refuseLog(ctx context.Context) error {
 	if t.stream || t.chosen {
 		return nil
 	}
-	looking, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	forbidden := make(chan struct{})
-	var once sync.Once
-	// Its own connection: what the server complains of is of this question.
-	nc, err := t.connect(nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-		if errors.Is(err, nats.ErrPermissionViolation) {
-			once.Do(func() { close(forbidden) })
-			cancel()
-		}
-	}))
-	if err != nil {
+	permitted, err := t.ask(ctx, func(ctx context.Context, nc *nats.Conn) error {
+		_, err := lastSequence(ctx, nc, t.name)
 		return err
-	}
-	defer nc.Close()
-	_, err = lastSequence(looking, nc, t.name)
-	select {
-	case <-forbidden:
+	})
+	if !permitted {
 		return nil
-	default:
 	}
 	switch {
 	case err == nil:
@@ -206,6 +200,51 @@ func (t *busTarget) refuseLog(ctx context.Context) error {
 	default:
 		return fmt.Errorf("it cannot be known whether %s has a log; give -stream, or -stream=false: %w", t.name, err)
 	}
+}
+
+// A keyTypeError says that a cache has keys of another type than the flags say.
+type keyTypeError struct{ instance, theirs string }
+
+func (e *keyTypeError) Error() string {
+	return fmt.Sprintf("%s has keys of type %s, and would not know these: give -key-type %[2]s", printable(e.instance), e.theirs)
+}
+
+// refuseKeyType returns an error if a replica answers and says that its keys are of
+// another type: it would find none of these, and nobody would notice. What does not
+// answer is taken to agree.
+func (t *busTarget) refuseKeyType(ctx context.Context) error {
+	var reports []ops.Report
+	_, err := t.ask(ctx, func(ctx context.Context, nc *nats.Conn) error {
+		reports, _ = ops.Ask(ctx, nc, t.name) // who cannot be asked does not object
+		return nil
+	})
+	for _, r := range reports {
+		theirs := r.Settings.KeyType
+		if (theirs == "string" || theirs == "int") && theirs != t.keyType && r.Settings.Schema == t.schema {
+			return &keyTypeError{r.Instance, theirs}
+		}
+	}
+	return err
+}
+
+// ask asks one question, for 3s at most, on a connection of its own, so that what the
+// server complains of is of that. It reports whether the account was permitted to ask.
+func (t *busTarget) ask(ctx context.Context, question func(context.Context, *nats.Conn) error) (permitted bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var forbidden atomic.Bool
+	nc, err := t.connect(nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			forbidden.Store(true)
+			cancel() // no answer will come
+		}
+	}))
+	if err != nil {
+		return true, err
+	}
+	defer nc.Close()
+	err = question(ctx, nc)
+	return !forbidden.Load(), err
 }
 
 // misplacedFlag returns an argument that is a flag of this command, and would be

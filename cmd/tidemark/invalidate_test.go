@@ -15,6 +15,7 @@ import (
 
 	"github.com/tidemark-go/tidemark"
 	"github.com/tidemark-go/tidemark/internal/wire"
+	"github.com/tidemark-go/tidemark/ops"
 )
 
 // hear returns what is published for the cache called name, decoded.
@@ -275,6 +276,34 @@ func TestInvalidateIfTheStreamCannotBeLookedAt(t *testing.T) {
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "it cannot be known whether accounts has a log; give -stream, or -stream=false")
 	assert.Empty(t, r.out)
+}
+
+// Integers travel in another form than strings, and a replica would find none.
+func TestInvalidateRefusesKeysOfAnotherType(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	nc, err := nats.Connect(s.ClientURL(), tidemark.NATSConnectOptions()...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	cache, err := tidemark.New(tidemark.Options[int64, string]{Invalidator: tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts"})})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, cache.Close(context.Background())) })
+	view, err := ops.New(cache, ops.Options[int64, string]{Instance: "a"})
+	require.NoError(t, err)
+	service, err := view.Serve(nc)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, service.Stop()) })
+	require.NoError(t, nc.Flush())
+	heard := hear(t, s.ClientURL(), "accounts")
+	invalidate := func(args ...string) result {
+		return tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", s.ClientURL(), "-name", "accounts"}, args...)...)
+	}
+	r := invalidate("7")
+	assert.Equal(t, exitUsage, r.status)
+	assert.Equal(t, "tidemark invalidate: a has keys of type int, and would not know these: give -key-type int\n", r.err)
+	require.Equal(t, exitOK, invalidate("-schema", "other", "7").status, "those are others")
+	assert.Equal(t, map[string]uint64{"7": 0}, entries(t, heard), "nothing came before it")
+	require.Equal(t, exitOK, invalidate("-key-type", "int", "7").status)
+	require.Equal(t, exitOK, invalidate("-all").status)
 }
 
 func TestInvalidateSaysWhyItFailed(t *testing.T) {
