@@ -409,6 +409,8 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 	case s.State == tidemark.Suspect && r.Settings.Prober && !d.broken:
 		d.fail(who, "run tidemark relay, and look at what it logs; if it works, look whether this replica reads the stream (tidemark top -stream)",
 			"its probes do not come back: is a tidemark relay running?")
+	case s.State == tidemark.Suspect && r.Settings.Prober:
+		d.fail(who, "look at the stream first: has it a leader? If it is well, is a tidemark relay running?", "it cannot read its log, or its probes do not come back")
 	case s.State == tidemark.Suspect:
 		d.fail(who, "look at the stream: has it a leader?", "it cannot read its log")
 	case s.State == tidemark.Ended:

@@ -224,7 +224,7 @@ func openSource(o rowSource, keyType, key string) (r sourceReader, err error) {
 	}
 	rest, ok := strings.CutPrefix(o.store, "sqlite:")
 	if !ok {
-		return r, fmt.Errorf("-store is %q, want sqlite:FILE or postgres://...", o.store)
+		return r, fmt.Errorf("-store is %q, want sqlite:FILE or the postgres:// URL of a database", o.store)
 	}
 	if o.key != "key" || o.version != "version" || o.deleted != "" {
 		return r, errors.New("-key, -version and -deleted are for PostgreSQL: a table of package sqlstore has its own columns")

@@ -30,13 +30,14 @@ it the replicas know only that the key has changed. What follows the last @ of a
 key is a version if it is a number: write key@0 for a key that ends like that.
 
 Keys that are integers in the program need -key-type int: they travel in another
-form than strings, and replicas would find none of them. If replicas answer (View.Serve
-of package ops) and have keys of the other type, the command refuses.
+form than strings, and replicas would find none of them. If replicas answer
+(View.Serve of package ops) and have keys of the other type, the command refuses.
 
 Nothing is published if one of the keys cannot be understood. With -stream the
 messages go to the cache's JetStream stream, which must exist: replicas with a log
 count on nothing else. Without it the command looks whether there is such a stream,
-and refuses if there is; -stream=false publishes on core NATS without a look.
+and asks the replicas, and refuses if there is; -stream=false publishes on core NATS
+all the same.
 
 `
 
@@ -144,8 +145,8 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	err := target.refuseLog(ctx)
-	if err == nil && len(changed) > 0 {
-		err = target.refuseKeyType(ctx)
+	if err == nil {
+		err = target.askReplicas(ctx, len(changed) > 0)
 	}
 	if err == nil {
 		err = publishInvalidations(ctx, target, *all, changed)
@@ -179,7 +180,7 @@ func (e *logError) Error() string {
 // refuseLog returns an error if the flags do not say that the cache has a log, and
 // it has one: its replicas take keys from the hint subject, and nothing else. Where
 // JetStream is off or forbidden to this account, that there is none is taken for
-// granted.
+// granted, unless the replicas say otherwise: see askReplicas.
 func (t *busTarget) refuseLog(ctx context.Context) error {
 	if t.stream || t.chosen {
 		return nil
@@ -188,13 +189,10 @@ func (t *busTarget) refuseLog(ctx context.Context) error {
 		_, err := lastSequence(ctx, nc, t.name)
 		return err
 	})
-	if !permitted {
-		return nil
-	}
 	switch {
 	case err == nil:
 		return &logError{t.name}
-	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+	case !permitted, errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled),
 		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return nil
 	default:
@@ -209,18 +207,24 @@ func (e *keyTypeError) Error() string {
 	return fmt.Sprintf("%s has keys of type %s, and would not know these: give -key-type %[2]s", printable(e.instance), e.theirs)
 }
 
-// refuseKeyType returns an error if a replica answers and says that its keys are of
-// another type: it would find none of these, and nobody would notice. What does not
-// answer is taken to agree.
-func (t *busTarget) refuseKeyType(ctx context.Context) error {
+// askReplicas returns an error if a replica answers and says that it has a log, of
+// which the flags say nothing, or, where there are keys, that its own are of another
+// type: it would find none of these, and nobody would notice. Who does not answer is
+// taken to agree.
+func (t *busTarget) askReplicas(ctx context.Context, keys bool) error {
 	var reports []ops.Report
 	_, err := t.ask(ctx, func(ctx context.Context, nc *nats.Conn) error {
 		reports, _ = ops.Ask(ctx, nc, t.name) // who cannot be asked does not object
 		return nil
 	})
 	for _, r := range reports {
-		theirs := r.Settings.KeyType
-		if (theirs == "string" || theirs == "int") && theirs != t.keyType && r.Settings.Schema == t.schema {
+		if r.Settings.Schema != t.schema {
+			continue
+		}
+		if r.Settings.Log && !t.stream && !t.chosen {
+			return &logError{t.name}
+		}
+		if theirs := r.Settings.KeyType; keys && theirs != t.keyType && (theirs == "string" || theirs == "int") {
 			return &keyTypeError{r.Instance, theirs}
 		}
 	}

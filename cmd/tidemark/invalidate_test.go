@@ -233,7 +233,10 @@ func TestInvalidateRefusesToPassALogBy(t *testing.T) {
 	require.Equal(t, exitOK, invalidate("a@1").status, "JetStream is there, and no stream")
 	assert.Equal(t, map[string]uint64{"a": 1}, entries(t, heard))
 
-	replicaOf(t, url, "a", tidemark.Options[string, string]{}, small())
+	nc, err := nats.Connect(url)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	require.NoError(t, tidemark.SetUpNATSStream(t.Context(), nc, tidemark.NATSOptions{Name: "accounts", Stream: small()})) // no replica answers
 	for _, args := range [][]string{{"a@2"}, {"-all"}, {"-all", "-epoch", "3"}} {
 		r := invalidate(args...)
 		assert.Equal(t, exitUsage, r.status, "%q", args)
@@ -260,6 +263,22 @@ func TestInvalidateWherePermissionsForbidTheLook(t *testing.T) {
 		r := tidemarkWith(t.Context(), "", "invalidate", "-server", as("job"), "-name", "accounts", "a@2")
 		require.Equal(t, exitOK, r.status, "%s: %s", name, r.err)
 		assert.Equal(t, map[string]uint64{"a": 2}, entries(t, heard), name)
+	}
+}
+
+// Where the account may not look, a replica that answers says that there is a log.
+func TestInvalidateBelievesTheReplicas(t *testing.T) {
+	s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{
+		{Username: "all", Password: "x"},
+		{Username: "job", Password: "x", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.>"}}}},
+	}})
+	as := func(user string) string { return strings.Replace(s.ClientURL(), "nats://", "nats://"+user+":x@", 1) }
+	replicaOf(t, as("all"), "a", tidemark.Options[string, string]{}, small())
+	for _, args := range [][]string{{"a@2"}, {"-all"}} {
+		r := tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", as("job"), "-name", "accounts"}, args...)...)
+		assert.Equal(t, exitUsage, r.status)
+		assert.Contains(t, r.err, "accounts has a log, the stream TIDEMARK_V1_accounts: give -stream")
+		assert.Empty(t, r.out)
 	}
 }
 

@@ -452,6 +452,8 @@ func TestDoctor_NoRelay(t *testing.T) {
 	assert.Equal(t, exitFailed, status)
 	assert.Contains(t, bad, "replica a: its probes do not come back: is a tidemark relay running?")
 	assert.NotContains(t, bad, "cannot read its log")
+	_, bad = findings(t, "error", "-server", s.ClientURL(), "-stream") // which should be on three servers
+	assert.Contains(t, bad, "replica a: it cannot read its log, or its probes do not come back")
 }
 
 // unanswered is a Prober whose probes nobody relays.
