@@ -3761,8 +3761,8 @@ var guards = []guard{
 	{
 		name:   "refuseLog 1",
 		file:   "cmd/tidemark/invalidate.go",
-		old:    "return &logError{t.name}",
-		new:    "return nil",
+		old:    "case err == nil:\n\t\treturn &logError{t.name}",
+		new:    "case err == nil:\n\t\treturn nil",
 		breaks: "a cache with a log is told on the hint subject that everything changed, where nothing comes of it, and it is called published",
 		test:   "TestInvalidateRefusesToPassALogBy",
 		module: "cmd/tidemark",
