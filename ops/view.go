@@ -84,7 +84,9 @@ type Report struct {
 type Settings struct {
 	Schema       string
 	Hint, Log    bool
+	Prober       bool          // its probes go through the source: with a Log, something must relay them
 	Beat         time.Duration // 0: the default
+	KeyType      string        // as keys travel: "string", "int", or "codec" for a KeyCodec's
 	Strict       bool
 	DoubtTimeout time.Duration
 	TTL          time.Duration
@@ -264,9 +266,24 @@ func parserOf[K comparable](codec tidemark.KeyCodec[K]) func(text string) (K, er
 	}
 }
 
+// keyTypeOf says how keys travel.
+func keyTypeOf[K comparable](codec tidemark.KeyCodec[K]) string {
+	switch kind := reflect.TypeFor[K]().Kind(); {
+	case codec != nil:
+		return "codec"
+	case kind == reflect.String:
+		return "string"
+	case kind >= reflect.Int && kind <= reflect.Uintptr:
+		return "int"
+	default:
+		return "" // they do not travel
+	}
+}
+
 func settingsOf[K comparable, V any](o tidemark.Options[K, V]) Settings {
 	return Settings{
-		Schema: o.Invalidator.Schema, Hint: o.Invalidator.Hint != nil, Log: o.Invalidator.Log != nil, Beat: o.Invalidator.Beat,
+		Schema: o.Invalidator.Schema, Hint: o.Invalidator.Hint != nil, Log: o.Invalidator.Log != nil,
+		Prober: o.Invalidator.Prober != nil, Beat: o.Invalidator.Beat, KeyType: keyTypeOf(o.KeyCodec),
 		Strict: o.Strict, DoubtTimeout: o.DoubtTimeout, TTL: o.TTL, LoadTimeout: o.LoadTimeout, MaxLoads: o.MaxLoads,
 		MaxStale: o.MaxStale, Level: o.Level.String(), LoaderClass: o.LoaderClass.String(), OnStale: o.OnStale.String(),
 	}

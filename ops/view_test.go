@@ -152,12 +152,20 @@ func TestReport(t *testing.T) {
 	assert.Equal(t, "Within(1s)", r.Settings.Level)
 	assert.Equal(t, "Strong", r.Settings.LoaderClass)
 	assert.Equal(t, "Reload", r.Settings.OnStale)
+	assert.Equal(t, "string", r.Settings.KeyType)
+	assert.False(t, r.Settings.Prober)
 	require.Len(t, r.Warnings, 1)
 	assert.Contains(t, r.Warnings[0], "MaxLoads")
 	assert.WithinDuration(t, time.Now(), r.Time, time.Minute)
 	assert.NotEmpty(t, r.Build.Go)
 	require.NoError(t, cache.Close(t.Context()))
 	assert.Equal(t, tidemark.Ended, v.Report().Stats.State)
+
+	type number uint16
+	ints, _ := viewOf(t, tidemark.Options[number, int]{}, ops.Options[number, int]{Name: "c"})
+	assert.Equal(t, "int", ints.Report().Settings.KeyType)
+	points, _ := viewOf(t, tidemark.Options[point, int]{KeyCodec: pointCodec{}}, ops.Options[point, int]{Name: "c"})
+	assert.Equal(t, "codec", points.Report().Settings.KeyType)
 
 	plain, _ := view(t, ops.Options[string, string]{Name: "c"})
 	assert.Regexp(t, `^\S+:\d+$`, plain.Instance())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,6 +54,7 @@ type finding struct {
 type doctor struct {
 	target busTarget
 	stream tidemark.NATSStream
+	broken bool // the stream is not as it must be
 	all    []finding
 }
 
@@ -210,6 +212,7 @@ func (d *doctor) log(ctx context.Context, nc *nats.Conn) {
 		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled):
 			do = "enable JetStream on the servers and for the account"
 		}
+		d.broken = true
 		d.fail("stream", do, "%v", err)
 	} else {
 		d.ok("stream", "%s is as it must be", tidemark.NATSStreamName(o.Name))
@@ -322,6 +325,10 @@ func (d *doctor) permissions(ctx context.Context, nc *nats.Conn) {
 	if err = errors.Join(err, complaint(nc, past)); err != nil {
 		d.fail("permissions", "permit the account to subscribe to "+tidemark.NATSSubject(d.target.name), "%v", err)
 	}
+	if d.broken { // what is not as it must be is not used, whatever is permitted
+		d.warn("permissions", "mend the stream first, and ask again", "to publish to the log and to read it: not tried")
+		return
+	}
 	if err := d.sayHello(ctx, inv); err != nil {
 		d.fail("permissions", "permit the account to publish to "+d.target.subject(), "a message cannot be published: %v", err)
 	} else {
@@ -399,6 +406,11 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 	switch s := r.Stats; {
 	case s.State == tidemark.Joining:
 		d.fail(who, "ask its Ready why: connection, permissions, or a stream that is not as it must be", "it does not hear the others, and serves nothing from memory")
+	case s.State == tidemark.Suspect && r.Settings.Prober && !d.broken:
+		d.fail(who, "run tidemark relay, and look at what it logs; if it works, look whether this replica reads the stream (tidemark top -stream)",
+			"its probes do not come back: is a tidemark relay running?")
+	case s.State == tidemark.Suspect && r.Settings.Prober:
+		d.fail(who, "look at the stream first: has it a leader? If it is well, is a tidemark relay running?", "it cannot read its log, or its probes do not come back")
 	case s.State == tidemark.Suspect:
 		d.fail(who, "look at the stream: has it a leader?", "it cannot read its log")
 	case s.State == tidemark.Ended:
@@ -429,6 +441,9 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 
 // compare looks for what the replicas should agree on and do not.
 func (d *doctor) compare(reports []ops.Report) {
+	if !d.target.stream && slices.ContainsFunc(reports, func(r ops.Report) bool { return r.Settings.Log }) {
+		d.fail("replicas", "give -stream", "the replicas have a log, and it was not looked at")
+	}
 	for _, c := range []struct {
 		what string
 		of   func(ops.Report) any
@@ -439,7 +454,7 @@ func (d *doctor) compare(reports []ops.Report) {
 		{"a log", func(r ops.Report) any { return r.Settings.Log }, true, "set NATSOptions.Stream in all, or in none: those with a log do not hear those without"},
 		{"Strict", func(r ops.Report) any { return r.Settings.Strict }, true, "set it in all replicas that write or read Within a bound: where it is not set, a write may be missed"},
 		{"DoubtTimeout", func(r ops.Report) any { return r.Settings.DoubtTimeout }, anyStrict(reports), "it is the database's statement timeout, and must be the same in all with Strict"},
-		{"SourceEpoch", func(r ops.Report) any { return r.Stats.SourceEpoch }, true, "declare the larger one again: tidemark invalidate -all -epoch N"},
+		{"SourceEpoch", func(r ops.Report) any { return r.Stats.SourceEpoch }, true, "declare the larger one again: tidemark invalidate -name NAME -all -epoch N, with -stream if there is a log"},
 		{"how many others they hear", func(r ops.Report) any { return r.Stats.Peers }, false, "some do not hear some others, or one has just come or gone: ask again"},
 		{"the release of tidemark", func(r ops.Report) any { return r.Build.Tidemark }, false, "right while a release is rolled out"},
 		{"the release of nats.go", func(r ops.Report) any { return r.Build.NATS }, false, "right while a release is rolled out"},
@@ -461,10 +476,5 @@ func (d *doctor) compare(reports []ops.Report) {
 }
 
 func anyStrict(reports []ops.Report) bool {
-	for _, r := range reports {
-		if r.Settings.Strict {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(reports, func(r ops.Report) bool { return r.Settings.Strict })
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -29,8 +30,14 @@ there returns what it does. With -store it also asks the source for the version
 that the row has now. Replicas answer if the program calls View.Serve of package
 ops. No value is printed unless -value is given, and the replica shows values.
 
-The store is sqlite:FILE or sqlite:FILE?table=NAME, a table of package sqlstore;
-it is opened for reading.
+The store is opened for reading. It is one of
+
+  sqlite:FILE or sqlite:FILE?table=NAME
+           a table of package sqlstore
+  postgres://USER@HOST/DATABASE, or any URL that psql takes
+           the primary; -table, -key, -version and -deleted name the table and its
+           columns. Only "postgres:" means the variable TIDEMARK_DATABASE, or what
+           psql would take, which keeps a password off the command line
 
 `
 
@@ -44,8 +51,13 @@ func runInspect(ctx context.Context, args []string, std streams) int {
 		flags.PrintDefaults()
 	}
 	target.defineServer(flags)
-	flags.StringVar(&target.keyType, "key-type", "string", "`type` of the keys in the store: string or int")
-	store := flags.String("store", "", "`url` of the source, to compare with")
+	flags.StringVar(&target.keyType, "key-type", "string", "`type` of the keys in a store of SQLite: string or int")
+	var row rowSource
+	flags.StringVar(&row.store, "store", "", "`url` of the source, to compare with")
+	flags.StringVar(&row.table, "table", "", "`table` in the store, with or without a schema; the default is tidemark")
+	flags.StringVar(&row.key, "key", "key", "`column` of the key, in PostgreSQL")
+	flags.StringVar(&row.version, "version", "version", "`column` of the version, in PostgreSQL")
+	flags.StringVar(&row.deleted, "deleted", "", "`column` that says that a row is deleted, in PostgreSQL; - if there is none; the default is deleted, if that is there")
 	value := flags.Bool("value", false, "print the value, too")
 	asJSON := flags.Bool("json", false, "print JSON")
 	timeout := flags.Duration("timeout", 10*time.Second, "give up after this `duration`")
@@ -55,14 +67,17 @@ func runInspect(ctx context.Context, args []string, std streams) int {
 	if err := target.validate(); err != nil {
 		return complain(std, "inspect", err)
 	}
+	if misplaced := misplacedFlag(flags); flags.NArg() > 1 && misplaced != "" {
+		return complain(std, "inspect", fmt.Errorf("%s stands behind the key: flags come before KEY", misplaced))
+	}
 	if flags.NArg() != 1 {
 		return complain(std, "inspect", fmt.Errorf("%d keys, want one", flags.NArg()))
 	}
 	key := flags.Arg(0)
 	var source sourceReader
-	if *store != "" {
+	if row.store != "" {
 		var err error
-		if source, err = openSource(*store, target.keyType, key); err != nil {
+		if source, err = openSource(row, target.keyType, key); err != nil {
 			return complain(std, "inspect", err)
 		}
 		defer source.close()
@@ -203,28 +218,35 @@ type sourceReader struct {
 
 // openSource returns a reader of key. Mistakes in the arguments are reported here,
 // all others when it reads.
-func openSource(store, keyType, key string) (r sourceReader, err error) {
-	rest, ok := strings.CutPrefix(store, "sqlite:")
+func openSource(o rowSource, keyType, key string) (r sourceReader, err error) {
+	if o.isPostgres() {
+		return openPostgres(o, key)
+	}
+	rest, ok := strings.CutPrefix(o.store, "sqlite:")
 	if !ok {
-		return r, fmt.Errorf("-store is %q, want sqlite:FILE", store)
+		return r, fmt.Errorf("-store is %q, want sqlite:FILE or the postgres:// URL of a database", o.store)
+	}
+	if o.key != "key" || o.version != "version" || o.deleted != "" {
+		return r, errors.New("-key, -version and -deleted are for PostgreSQL: a table of package sqlstore has its own columns")
 	}
 	file, query, _ := strings.Cut(rest, "?")
 	values, err := url.ParseQuery(query)
 	if err != nil || file == "" {
-		return r, fmt.Errorf("-store is %q, want sqlite:FILE or sqlite:FILE?table=NAME", store)
+		return r, fmt.Errorf("-store is %q, want sqlite:FILE or sqlite:FILE?table=NAME", o.store)
 	}
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath()+"?mode=ro&_pragma=busy_timeout(2000)")
 	if err != nil {
 		return r, err
 	}
+	table := cmp.Or(values.Get("table"), o.table)
 	if keyType == "int" {
 		n, err := strconv.ParseInt(key, 10, 64)
 		if err != nil {
 			return r, errors.Join(fmt.Errorf("%q is not an integer key", key), db.Close())
 		}
-		return readerOf(db, values.Get("table"), n)
+		return readerOf(db, table, n)
 	}
-	return readerOf(db, values.Get("table"), key)
+	return readerOf(db, table, key)
 }
 
 func readerOf[K comparable](db *sql.DB, table string, key K) (r sourceReader, err error) {

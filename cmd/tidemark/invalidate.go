@@ -11,11 +11,14 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/ops"
 )
 
 const invalidateUsage = `usage: tidemark invalidate -name NAME [flags] [key | key@version]...
@@ -26,9 +29,15 @@ standard input, one a line. The version is the one that the row has now; without
 it the replicas know only that the key has changed. What follows the last @ of a
 key is a version if it is a number: write key@0 for a key that ends like that.
 
+Keys that are integers in the program need -key-type int: they travel in another
+form than strings, and replicas would find none of them. If replicas answer
+(View.Serve of package ops) and have keys of the other type, the command refuses.
+
 Nothing is published if one of the keys cannot be understood. With -stream the
 messages go to the cache's JetStream stream, which must exist: replicas with a log
-count on nothing else.
+count on nothing else. Without it the command looks whether there is such a stream,
+and asks the replicas, and refuses if there is; -stream=false publishes on core NATS
+all the same.
 
 `
 
@@ -37,13 +46,14 @@ type busTarget struct {
 	server, creds, name, schema, keyType string
 
 	stream bool   // on JetStream
+	chosen bool   // whoever asks has said which
 	epoch  uint32 // of the source
 }
 
 func (t *busTarget) define(f *flag.FlagSet) {
 	t.defineServer(f)
 	f.BoolVar(&t.stream, "stream", false, "the cache has a JetStream stream")
-	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys: string or int")
+	f.StringVar(&t.keyType, "key-type", "string", "`type` of the keys in the program: string or int")
 }
 
 // defineServer defines the flags that every command with a server has.
@@ -118,6 +128,7 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		return complain(std, "invalidate", errors.New("-epoch goes with -all, and is below 1<<32"))
 	}
 	target.epoch = uint32(*epoch)
+	flags.Visit(func(f *flag.Flag) { target.chosen = target.chosen || f.Name == "stream" })
 	if misplaced := misplacedFlag(flags); misplaced != "" {
 		return complain(std, "invalidate", fmt.Errorf("%s stands behind a key: flags go first; for a key of that name use standard input", misplaced))
 	}
@@ -133,8 +144,15 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	if err := publishInvalidations(ctx, target, *all, changed); err != nil {
-		if errors.As(err, new(*tidemark.OptionError)) {
+	err := target.refuseLog(ctx)
+	if err == nil {
+		err = target.askReplicas(ctx, len(changed) > 0)
+	}
+	if err == nil {
+		err = publishInvalidations(ctx, target, *all, changed)
+	}
+	if err != nil {
+		if errors.As(err, new(*tidemark.OptionError)) || errors.As(err, new(*logError)) || errors.As(err, new(*keyTypeError)) {
 			return complain(std, "invalidate", err)
 		}
 		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
@@ -150,6 +168,87 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		fmt.Fprintf(std.out, "published %d keys on %s\n", len(changed), subject)
 	}
 	return exitOK
+}
+
+// A logError says that a cache has a log, which the flags say nothing of.
+type logError struct{ name string }
+
+func (e *logError) Error() string {
+	return fmt.Sprintf("%s has a log, the stream %s: give -stream", e.name, tidemark.NATSStreamName(e.name))
+}
+
+// refuseLog returns an error if the flags do not say that the cache has a log, and
+// it has one: its replicas take keys from the hint subject, and nothing else. Where
+// JetStream is off or forbidden to this account, that there is none is taken for
+// granted, unless the replicas say otherwise: see askReplicas.
+func (t *busTarget) refuseLog(ctx context.Context) error {
+	if t.stream || t.chosen {
+		return nil
+	}
+	permitted, err := t.ask(ctx, func(ctx context.Context, nc *nats.Conn) error {
+		_, err := lastSequence(ctx, nc, t.name)
+		return err
+	})
+	switch {
+	case err == nil:
+		return &logError{t.name}
+	case !permitted, errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrJetStreamNotEnabled),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return nil
+	default:
+		return fmt.Errorf("it cannot be known whether %s has a log; give -stream, or -stream=false: %w", t.name, err)
+	}
+}
+
+// A keyTypeError says that a cache has keys of another type than the flags say.
+type keyTypeError struct{ instance, theirs string }
+
+func (e *keyTypeError) Error() string {
+	return fmt.Sprintf("%s has keys of type %s, and would not know these: give -key-type %[2]s", printable(e.instance), e.theirs)
+}
+
+// askReplicas returns an error if a replica answers and says that it has a log, of
+// which the flags say nothing, or, where there are keys, that its own are of another
+// type: it would find none of these, and nobody would notice. Who does not answer is
+// taken to agree.
+func (t *busTarget) askReplicas(ctx context.Context, keys bool) error {
+	var reports []ops.Report
+	_, err := t.ask(ctx, func(ctx context.Context, nc *nats.Conn) error {
+		reports, _ = ops.Ask(ctx, nc, t.name) // who cannot be asked does not object
+		return nil
+	})
+	for _, r := range reports {
+		if r.Settings.Schema != t.schema {
+			continue
+		}
+		if r.Settings.Log && !t.stream && !t.chosen {
+			return &logError{t.name}
+		}
+		if theirs := r.Settings.KeyType; keys && theirs != t.keyType && (theirs == "string" || theirs == "int") {
+			return &keyTypeError{r.Instance, theirs}
+		}
+	}
+	return err
+}
+
+// ask asks one question, for 3s at most, on a connection of its own, so that what the
+// server complains of is of that. It reports whether the account was permitted to ask.
+func (t *busTarget) ask(ctx context.Context, question func(context.Context, *nats.Conn) error) (permitted bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var forbidden atomic.Bool
+	nc, err := t.connect(nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			forbidden.Store(true)
+			cancel() // no answer will come
+		}
+	}))
+	if err != nil {
+		return true, err
+	}
+	defer nc.Close()
+	err = question(ctx, nc)
+	return !forbidden.Load(), err
 }
 
 // misplacedFlag returns an argument that is a flag of this command, and would be

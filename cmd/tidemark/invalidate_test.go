@@ -15,6 +15,7 @@ import (
 
 	"github.com/tidemark-go/tidemark"
 	"github.com/tidemark-go/tidemark/internal/wire"
+	"github.com/tidemark-go/tidemark/ops"
 )
 
 // hear returns what is published for the cache called name, decoded.
@@ -218,6 +219,110 @@ func TestInvalidateOnAStream(t *testing.T) {
 	require.Equal(t, exitOK, r.status, r.err)
 	require.Eventually(t, func() bool { return c.Stats().SourceEpoch == 1 }, 5*time.Second, time.Millisecond)
 	assert.Eventually(t, held, 5*time.Second, time.Millisecond)
+}
+
+// Replicas with a log take only keys from the hint subject: "published" would be a
+// lie.
+func TestInvalidateRefusesToPassALogBy(t *testing.T) {
+	s := onJetStream(t)
+	url := s.ClientURL()
+	heard := hear(t, url, "accounts")
+	invalidate := func(args ...string) result {
+		return tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", url, "-name", "accounts"}, args...)...)
+	}
+	require.Equal(t, exitOK, invalidate("a@1").status, "JetStream is there, and no stream")
+	assert.Equal(t, map[string]uint64{"a": 1}, entries(t, heard))
+
+	nc, err := nats.Connect(url)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	require.NoError(t, tidemark.SetUpNATSStream(t.Context(), nc, tidemark.NATSOptions{Name: "accounts", Stream: small()})) // no replica answers
+	for _, args := range [][]string{{"a@2"}, {"-all"}, {"-all", "-epoch", "3"}} {
+		r := invalidate(args...)
+		assert.Equal(t, exitUsage, r.status, "%q", args)
+		assert.Equal(t, "tidemark invalidate: accounts has a log, the stream TIDEMARK_V1_accounts: give -stream\n", r.err)
+		assert.Empty(t, r.out)
+	}
+	r := invalidate("-stream=false", "b@4")
+	require.Equal(t, exitOK, r.status, "whoever says so: %s", r.err)
+	assert.Equal(t, map[string]uint64{"b": 4}, entries(t, heard), "nothing came before it")
+	require.Equal(t, exitOK, invalidate("-stream", "-all").status)
+}
+
+// An account that may not look publishes as it is told.
+func TestInvalidateWherePermissionsForbidTheLook(t *testing.T) {
+	for name, permissions := range map[string]server.Permissions{
+		"to ask":  {Publish: &server.SubjectPermission{Deny: []string{"$JS.>"}}},
+		"to hear": {Subscribe: &server.SubjectPermission{Deny: []string{"_INBOX.>"}}},
+	} {
+		s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{
+			{Username: "all", Password: "x"}, {Username: "job", Password: "x", Permissions: &permissions},
+		}})
+		as := func(user string) string { return strings.Replace(s.ClientURL(), "nats://", "nats://"+user+":x@", 1) }
+		heard := hear(t, as("all"), "accounts")
+		r := tidemarkWith(t.Context(), "", "invalidate", "-server", as("job"), "-name", "accounts", "a@2")
+		require.Equal(t, exitOK, r.status, "%s: %s", name, r.err)
+		assert.Equal(t, map[string]uint64{"a": 2}, entries(t, heard), name)
+	}
+}
+
+// Where the account may not look, a replica that answers says that there is a log.
+func TestInvalidateBelievesTheReplicas(t *testing.T) {
+	s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{
+		{Username: "all", Password: "x"},
+		{Username: "job", Password: "x", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.>"}}}},
+	}})
+	as := func(user string) string { return strings.Replace(s.ClientURL(), "nats://", "nats://"+user+":x@", 1) }
+	replicaOf(t, as("all"), "a", tidemark.Options[string, string]{}, small())
+	for _, args := range [][]string{{"a@2"}, {"-all"}} {
+		r := tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", as("job"), "-name", "accounts"}, args...)...)
+		assert.Equal(t, exitUsage, r.status)
+		assert.Contains(t, r.err, "accounts has a log, the stream TIDEMARK_V1_accounts: give -stream")
+		assert.Empty(t, r.out)
+	}
+}
+
+// A server that says nothing may have a stream: nothing is published.
+func TestInvalidateIfTheStreamCannotBeLookedAt(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	nc, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	_, err = nc.SubscribeSync("$JS.API.>") // and does not answer
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	r := tidemarkWith(t.Context(), "", "invalidate", "-server", s.ClientURL(), "-name", "accounts", "-timeout", "1s", "a")
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, "it cannot be known whether accounts has a log; give -stream, or -stream=false")
+	assert.Empty(t, r.out)
+}
+
+// Integers travel in another form than strings, and a replica would find none.
+func TestInvalidateRefusesKeysOfAnotherType(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	nc, err := nats.Connect(s.ClientURL(), tidemark.NATSConnectOptions()...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	cache, err := tidemark.New(tidemark.Options[int64, string]{Invalidator: tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts"})})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, cache.Close(context.Background())) })
+	view, err := ops.New(cache, ops.Options[int64, string]{Instance: "a"})
+	require.NoError(t, err)
+	service, err := view.Serve(nc)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, service.Stop()) })
+	require.NoError(t, nc.Flush())
+	heard := hear(t, s.ClientURL(), "accounts")
+	invalidate := func(args ...string) result {
+		return tidemarkWith(t.Context(), "", append([]string{"invalidate", "-server", s.ClientURL(), "-name", "accounts"}, args...)...)
+	}
+	r := invalidate("7")
+	assert.Equal(t, exitUsage, r.status)
+	assert.Equal(t, "tidemark invalidate: a has keys of type int, and would not know these: give -key-type int\n", r.err)
+	require.Equal(t, exitOK, invalidate("-schema", "other", "7").status, "those are others")
+	assert.Equal(t, map[string]uint64{"7": 0}, entries(t, heard), "nothing came before it")
+	require.Equal(t, exitOK, invalidate("-key-type", "int", "7").status)
+	require.Equal(t, exitOK, invalidate("-all").status)
 }
 
 func TestInvalidateSaysWhyItFailed(t *testing.T) {

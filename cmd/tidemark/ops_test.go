@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/pgtest"
 	"github.com/tidemark-go/tidemark/ops"
 	"github.com/tidemark-go/tidemark/store/sqlstore"
 )
@@ -127,7 +128,64 @@ func TestInspect(t *testing.T) {
 	r = tidemarkWith(t.Context(), "", "inspect", "-server", s.ClientURL(), "-name", "nosuch", "alice")
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "no replica answers")
-	for _, args := range [][]string{{}, {"a", "b"}, {"-store", "mysql:x", "a"}, {"-store", "sqlite:", "a"}, {"-key-type", "int", "-store", "sqlite:f", "a"}} {
+	for _, args := range [][]string{{}, {"a", "b"}, {"-store", "mysql:x", "a"}, {"-store", "sqlite:", "a"}, {"-key-type", "int", "-store", "sqlite:f", "a"}, {"-key", "id", "-store", "sqlite:f", "a"}} {
+		assert.Equal(t, exitUsage, inspect(args...).status, "%q", args)
+	}
+	r = inspect("7", "-json")
+	assert.Equal(t, exitUsage, r.status)
+	assert.Contains(t, r.err, "flags come before KEY")
+	r = inspect("-store", "sqlite:"+file, "-table", "balances", "alice")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "2", column(t, r.out, "source")[1])
+}
+
+// A table of PostgreSQL, whatever its columns are called and of what type its key is.
+func TestInspect_PostgreSQL(t *testing.T) {
+	url := pgtest.Database(t, execute)
+	require.NoError(t, execute(t.Context(), url, `CREATE SCHEMA billing;
+		CREATE TABLE billing."Accounts" (id bigint PRIMARY KEY, rev int, gone boolean);
+		INSERT INTO billing."Accounts" VALUES (7, 3, NULL), (8, 4, true);
+		CREATE TABLE tidemark (key text PRIMARY KEY, version bigint, deleted boolean NOT NULL);
+		INSERT INTO tidemark VALUES ('7', 2, false), ('8', 5, true)`))
+	s := startNATS(t, server.Options{})
+	a := replicaOf(t, s.ClientURL(), "a", tidemark.Options[string, string]{TTL: time.Hour}, nil)
+	require.Eventually(t, func() bool { return a.Stats().State == tidemark.Fresh }, 10*time.Second, time.Millisecond)
+	require.Equal(t, tidemark.Applied, a.Put("7", secret, 2))
+	inspect := func(args ...string) result {
+		return tidemarkWith(t.Context(), "", append([]string{"inspect", "-server", s.ClientURL(), "-name", "accounts"}, args...)...)
+	}
+	own := []string{"-store", url, "-table", "billing.Accounts", "-key", "id", "-version", "rev"}
+	r := inspect(append(own, "7")...)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, []string{"source", "3", "the", "row"}, column(t, r.out, "source"))
+	assert.Contains(t, r.out, "BEHIND THE SOURCE")
+	for key, want := range map[string]string{"8": "4", "9": "absent"} {
+		r := inspect(append(own, key)...)
+		require.Equal(t, exitOK, r.status, r.err)
+		assert.Equal(t, want, column(t, r.out, "source")[1])
+	}
+	r = inspect(append(own, "-deleted", "gone", "8")...)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "absent@4", column(t, r.out, "source")[1])
+
+	t.Setenv("TIDEMARK_DATABASE", url)
+	r = inspect("-store", "postgres:", "7")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "2", column(t, r.out, "source")[1])
+	assert.NotContains(t, r.out, "BEHIND")
+	assert.Equal(t, "absent@5", column(t, inspect("-store", "postgres:", "8").out, "source")[1])
+	assert.Equal(t, "5", column(t, inspect("-store", "postgres:", "-deleted", "-", "8").out, "source")[1])
+
+	for want, args := range map[string][]string{
+		"does not exist":       {"-table", "nosuch", "7"},
+		"invalid input syntax": {"-table", "billing.Accounts", "-key", "id", "-version", "rev", "seven"},
+	} {
+		r := inspect(append([]string{"-store", url}, args...)...)
+		assert.Equal(t, exitFailed, r.status)
+		assert.Contains(t, r.err, "the source: ")
+		assert.Contains(t, r.err, want)
+	}
+	for _, args := range [][]string{{"-store", "postgres://%", "7"}, {"-store", url, "-table", "a.b.c", "7"}} {
 		assert.Equal(t, exitUsage, inspect(args...).status, "%q", args)
 	}
 }
@@ -179,6 +237,40 @@ func TestTop_Once(t *testing.T) {
 	for _, args := range [][]string{{"-name", "accounts"}, {"-name", "a b", "-once"}, {"-name", "accounts", "-interval", "1ms", "-once"}, {"-name", "accounts", "x"}} {
 		assert.Equal(t, exitUsage, tidemarkWith(t.Context(), "", append([]string{"top"}, args...)...).status, "%q", args)
 	}
+}
+
+// What is appended after a replica has answered is no lag of it.
+func TestTop_LagIsOfTheTimeOfTheQuestion(t *testing.T) {
+	s := onJetStream(t)
+	nc, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	subject := tidemark.NATSLogSubject("accounts")
+	_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: tidemark.NATSStreamName("accounts"), Subjects: []string{subject}})
+	require.NoError(t, err)
+	for range 7 {
+		_, err := js.Publish(t.Context(), subject, nil)
+		require.NoError(t, err)
+	}
+	_, err = nc.Subscribe(ops.StateSubject("accounts"), func(m *nats.Msg) {
+		for instance, read := range map[string]uint64{"current": 7, "behind": 5} {
+			r := ops.Report{Instance: instance, Settings: ops.Settings{Log: true}}
+			r.Stats.LogSeq = read
+			answer, err := json.Marshal(r)
+			assert.NoError(t, err)
+			assert.NoError(t, m.Respond(answer))
+		}
+		_, err := js.Publish(t.Context(), subject, nil)
+		assert.NoError(t, err)
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	r := tidemarkWith(t.Context(), "", "top", "-server", s.ClientURL(), "-name", "accounts", "-stream", "-once")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, "0", column(t, r.out, "current")[3])
+	assert.Equal(t, "2", column(t, r.out, "behind")[3])
 }
 
 // A screen is a terminal that a command has, and what it has shown.
@@ -332,7 +424,42 @@ func TestDoctor_AllIsWell(t *testing.T) {
 	r := tidemarkWith(t.Context(), "", append([]string{"doctor", "-name", "accounts"}, smallFlags(s.ClientURL())...)...)
 	assert.Equal(t, exitOK, r.status)
 	assert.Contains(t, r.out, "0 errors, 0 warnings")
+
+	status, bad = findings(t, "error", "-server", s.ClientURL())
+	assert.Equal(t, exitFailed, status, "the flags do not say that there is a log")
+	assert.Contains(t, bad, "give -stream")
 }
+
+// If nobody relays probes the stream is not to blame.
+func TestDoctor_NoRelay(t *testing.T) {
+	s := onJetStream(t)
+	nc, err := nats.Connect(s.ClientURL(), tidemark.NATSConnectOptions()...)
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	inv := tidemark.NATS(nc, tidemark.NATSOptions{Name: "accounts", Stream: small()})
+	inv.Prober = unanswered{}
+	cache, err := tidemark.New(tidemark.Options[string, string]{Invalidator: inv, TTL: time.Hour})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, cache.Close(context.Background())) })
+	view, err := ops.New(cache, ops.Options[string, string]{Instance: "a"})
+	require.NoError(t, err)
+	assert.True(t, view.Report().Settings.Prober)
+	service, err := view.Serve(nc)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, service.Stop()) })
+	require.Eventually(t, func() bool { return cache.Stats().State == tidemark.Suspect }, 10*time.Second, 5*time.Millisecond)
+	status, bad := findings(t, "error", smallFlags(s.ClientURL())...)
+	assert.Equal(t, exitFailed, status)
+	assert.Contains(t, bad, "replica a: its probes do not come back: is a tidemark relay running?")
+	assert.NotContains(t, bad, "cannot read its log")
+	_, bad = findings(t, "error", "-server", s.ClientURL(), "-stream") // which should be on three servers
+	assert.Contains(t, bad, "replica a: it cannot read its log, or its probes do not come back")
+}
+
+// unanswered is a Prober whose probes nobody relays.
+type unanswered struct{}
+
+func (unanswered) Probe(context.Context, tidemark.Probe) error { return nil }
 
 func TestDoctor_CoreNATS(t *testing.T) {
 	s := startNATS(t, server.Options{})
@@ -351,6 +478,9 @@ func TestDoctor_Stream(t *testing.T) {
 	assert.Equal(t, exitFailed, status)
 	assert.Contains(t, bad, "stream not found")
 	assert.Contains(t, bad, "SetUpNATSStream")
+	assert.NotContains(t, bad, "permit", "nobody knows")
+	_, warnings := findings(t, "warning", smallFlags(s.ClientURL())...)
+	assert.Contains(t, warnings, "to publish to the log and to read it: not tried")
 
 	js, err := jetstream.New(nc)
 	require.NoError(t, err)
@@ -403,6 +533,7 @@ func TestDoctor_Replicas(t *testing.T) {
 	}{
 		"joining":         {func(r *ops.Report) { r.Stats.State = tidemark.Joining }, "error", "does not hear the others"},
 		"suspect":         {func(r *ops.Report) { r.Stats.State = tidemark.Suspect }, "error", "cannot read its log"},
+		"no relay":        {func(r *ops.Report) { r.Stats.State, r.Settings.Prober = tidemark.Suspect, true }, "error", "is a tidemark relay running?"},
 		"ended":           {func(r *ops.Report) { r.Stats.State = tidemark.Ended }, "warning", "closed"},
 		"bypassed":        {func(r *ops.Report) { r.Stats.Bypassed = true }, "warning", "bypassed"},
 		"in doubt":        {func(r *ops.Report) { r.Stats.InDoubt = 3 }, "warning", "3 writes are in doubt"},
@@ -411,7 +542,7 @@ func TestDoctor_Replicas(t *testing.T) {
 		"old nats.go":     {func(r *ops.Report) { r.Build.NATS = "1.54.9" }, "error", "older ones lose messages"},
 		"clock":           {func(r *ops.Report) { r.Time = r.Time.Add(-time.Minute) }, "warning", "differs from the one here"},
 		"schema":          {func(r *ops.Report) { r.Settings.Schema = "2" }, "warning", "Schema"},
-		"log":             {func(r *ops.Report) { r.Settings.Log = true }, "error", "a log"},
+		"log":             {func(r *ops.Report) { r.Settings.Log = true }, "error", "the replicas have a log, and it was not looked at -> give -stream"},
 		"strict":          {func(r *ops.Report) { r.Settings.Strict = true }, "error", "Strict"},
 		"timeouts":        {func(r *ops.Report) { r.Settings.DoubtTimeout = 1 }, "warning", "DoubtTimeout"},
 		"strict timeouts": {func(r *ops.Report) { r.Settings.DoubtTimeout, r.Settings.Strict = 1, true }, "error", "DoubtTimeout"},
@@ -430,7 +561,7 @@ func TestDoctor_Replicas(t *testing.T) {
 		var bad []string
 		for _, f := range d.all {
 			if f.Level != "ok" {
-				bad = append(bad, f.Level+": "+f.What+f.Do)
+				bad = append(bad, f.Level+": "+f.What+" -> "+f.Do)
 			}
 		}
 		if c.level == "" {

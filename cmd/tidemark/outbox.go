@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,7 +22,8 @@ Outbox makes PostgreSQL write down what changes in a table, whoever changes it, 
 
   install  makes the outbox and its triggers; it may be run again
   print    prints the SQL of that, for those who keep their migrations elsewhere
-  check    verifies that all of it is in place and enabled; status 1 if not
+  check    verifies that all of it is in place and enabled, and says how old the
+           oldest change is that is not told yet; status 1 if something is missing
   remove   takes it away; with -print only prints the SQL
 
 The database is the one of -database, or else of the variables that psql reads
@@ -91,7 +93,7 @@ func runOutbox(ctx context.Context, args []string, std streams) int {
 	case "print":
 		err = printSQL(std, outbox.Migration, target.table)
 	case "install":
-		err = target.install(ctx, std)
+		err = seeFlags(target.install(ctx, std))
 	case "check":
 		err = target.check(ctx, std)
 	case "remove":
@@ -108,6 +110,22 @@ func runOutbox(ctx context.Context, args []string, std streams) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// seeFlags adds to an error which flags say otherwise.
+func seeFlags(err error) error {
+	var lacks *outbox.ColumnError
+	if !errors.As(err, &lacks) {
+		return err
+	}
+	var see []string
+	if lacks.Key != "" {
+		see = append(see, "-key")
+	}
+	if lacks.Version != "" {
+		see = append(see, "-version")
+	}
+	return fmt.Errorf("%w: see %s", err, strings.Join(see, " and "))
 }
 
 func printSQL(std streams, makes func(outbox.Table) (string, error), table outbox.Table) error {
@@ -149,10 +167,25 @@ func (t *pgTarget) check(ctx context.Context, std streams) error {
 		if err := outbox.Check(ctx, conn, t.table); err != nil {
 			return err
 		}
-		fmt.Fprintf(std.out, "changes of %s are heard\n", t.table.Name)
+		fmt.Fprintf(std.out, "changes of %s are written down\n", t.table.Name)
+		switch untold, err := outbox.Untold(ctx, conn, t.table); {
+		case err != nil: // who may only look at the catalog
+			fmt.Fprintf(std.out, "whether they are told cannot be seen: %v\n", err)
+		case untold == 0:
+			fmt.Fprintln(std.out, "none waits to be told")
+		case untold > maxUntold:
+			fmt.Fprintf(std.out, "the oldest that is not told is %v old: nobody tells them, or its transaction took that long; is a tidemark relay running?\n",
+				untold.Round(time.Second))
+		default:
+			fmt.Fprintf(std.out, "the oldest that is not told is %v old\n", untold.Round(time.Millisecond))
+		}
 		return nil
 	})
 }
+
+// maxUntold is from when on nobody is taken to tell changes. A relay that works does
+// so within a second.
+const maxUntold = 5 * time.Second
 
 func (t *pgTarget) remove(ctx context.Context, std streams) error {
 	query, err := outbox.Removal(t.table)
@@ -163,7 +196,7 @@ func (t *pgTarget) remove(ctx context.Context, std streams) error {
 		if _, err := conn.Exec(ctx, query, pgx.QueryExecModeSimpleProtocol); err != nil {
 			return err
 		}
-		fmt.Fprintf(std.out, "changes of %s are no longer heard\n", t.table.Name)
+		fmt.Fprintf(std.out, "changes of %s are no longer written down\n", t.table.Name)
 		return nil
 	})
 }

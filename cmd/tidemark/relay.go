@@ -24,7 +24,17 @@ install"), and the cache a stream, which the relay makes like a replica does unl
 
 It connects to the database itself, not to a pooler that lends connections by the
 transaction. What it does and what keeps it from working is on standard error, and
-every -stats a line of what it has counted.
+every -stats a line of what it has counted. "the relay leads" says that it is the
+one whose turn it is, not that it reaches the log. Alert on the lines of -stats if,
+for some seconds,
+
+  working   is true in those of no relay: nobody tells anything
+  lag       is more than a few seconds in any: changes wait, because of what err
+            says, or since the log does not take them
+  failures  rise: it leads, and fails again and again
+  unheard   is not empty: triggers are missing, run "tidemark outbox install"
+
+lag and waiting are unknown to a relay that waits for its turn.
 
 `
 
@@ -112,7 +122,15 @@ func report(ctx context.Context, r *outbox.Relay, every time.Duration, logger *s
 			return
 		}
 		s := r.Stats()
-		logger.Info("relay", "working", s.Working, "lag", s.Lag, "waiting", s.Waiting, "rows", s.Rows, "keys", s.Keys,
+		logger.Info("relay", "working", s.Working, "lag", known(s.Lag), "waiting", known(s.Waiting), "rows", s.Rows, "keys", s.Keys,
 			"everything", s.Everything, "probes", s.Probes, "failures", s.Failures, "unheard", s.Unheard, "err", s.Err)
 	}
+}
+
+// known returns n, or, if it is negative, that it is not known.
+func known[N time.Duration | int64](n N) any {
+	if n < 0 {
+		return "unknown"
+	}
+	return n
 }

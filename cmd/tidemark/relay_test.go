@@ -52,8 +52,28 @@ func TestOutboxAndRelay(t *testing.T) {
 	r = do("outbox", "install")
 	require.Equal(t, exitOK, r.status, r.err)
 	assert.Contains(t, r.out, "accounts_outbox")
-	require.Equal(t, exitOK, do("outbox", "check").status)
+	r = do("outbox", "check")
+	require.Equal(t, exitOK, r.status)
+	assert.Equal(t, "changes of accounts are written down\nnone waits to be told\n", r.out)
 	assert.Equal(t, exitFailed, do("outbox", "check", "-raise").status, "that was taken back")
+	require.NoError(t, execute(t.Context(), url, `INSERT INTO accounts VALUES (6, 1, 3)`))
+	assert.Regexp(t, `the oldest that is not told is [\d.]+m?s old\n$`, do("outbox", "check").out)
+	require.NoError(t, execute(t.Context(), url, `UPDATE accounts_outbox SET at = at - interval '1 minute'`))
+	assert.Regexp(t, `the oldest that is not told is 1m\d+s old: nobody tells them`, do("outbox", "check").out)
+	require.NoError(t, execute(t.Context(), url, `DELETE FROM accounts_outbox`))
+
+	require.NoError(t, execute(t.Context(), url, `CREATE TABLE owners (id bigint PRIMARY KEY, rev bigint)`))
+	for flags, want := range map[string]string{
+		"":                       `owners has no column "key" (Table.Key), nor "version" (Table.Version): see -key and -version`,
+		"-key id":                `owners has no column "version" (Table.Version): see -version`,
+		"-version rev":           `owners has no column "key" (Table.Key): see -key`,
+		"-version - -key nosuch": `owners has no column "nosuch" (Table.Key): see -key`,
+	} {
+		args := append([]string{"outbox", "install", "-database", url, "-table", "owners"}, strings.Fields(flags)...)
+		r := tidemarkWith(t.Context(), "", args...)
+		assert.Equal(t, exitFailed, r.status, flags)
+		assert.Contains(t, r.err, want, flags)
+	}
 
 	// Two relays, one of which works.
 	s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir()})
@@ -77,8 +97,9 @@ func TestOutboxAndRelay(t *testing.T) {
 		require.Equal(t, exitOK, r.status, r.err)
 		logs.WriteString(r.err)
 	}
-	assert.Equal(t, 1, strings.Count(logs.String()+"\n", "the relay works"), logs.String())
+	assert.Equal(t, 1, strings.Count(logs.String()+"\n", "the relay leads"), logs.String())
 	assert.Regexp(t, `msg=relay working=true lag=0s waiting=0`, logs.String())
+	assert.Regexp(t, `msg=relay working=false lag=unknown waiting=unknown`, logs.String())
 
 	r = do("outbox", "remove", "-print")
 	assert.Contains(t, r.out, `DROP TABLE IF EXISTS "accounts_outbox"`)

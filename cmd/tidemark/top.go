@@ -27,7 +27,8 @@ until q or ctrl-C is pressed. Replicas answer if the program calls View.Serve of
 package ops. It prints no key and no value.
 
   STATE    fresh and alone are well; joining: cut off, every read is a load;
-           suspect: the log cannot be read, and entries grow old
+           suspect: the log cannot be read, or no relay brings probes back through
+           the database ("tidemark relay"), and entries grow old
   AGE      how old anything served from memory can be at most, as the log shows
   LAG      messages of the log that are not read yet; with -stream compared with
            the stream itself, else with the replica that has read most
@@ -115,15 +116,16 @@ func (t *topper) sample(ctx context.Context) error {
 	for _, r := range t.reports {
 		t.before[r.Instance] = r
 	}
+	t.length, t.unlooked = 0, nil
+	if t.target.stream { // before the replicas, who else would lack what comes meanwhile
+		t.length, t.unlooked = lastSequence(ctx, t.nc, t.target.name)
+	}
 	t.reports, t.trouble = ops.Ask(ctx, t.nc, t.target.name)
 	t.at = time.Now()
-	t.length, t.unlooked = 0, nil
-	for _, r := range t.reports {
-		t.length = max(t.length, r.Stats.LogSeq)
-	}
-	if t.target.stream {
-		last, err := lastSequence(ctx, t.nc, t.target.name)
-		t.length, t.unlooked = max(t.length, last), err
+	if !t.target.stream || t.unlooked != nil {
+		for _, r := range t.reports {
+			t.length = max(t.length, r.Stats.LogSeq)
+		}
 	}
 	if len(t.reports) == 0 {
 		return t.trouble

@@ -11,6 +11,7 @@
 //
 //	Install     makes the outbox and its triggers; Migration is its SQL
 //	Check       verifies that they are in place
+//	Untold      says how old the oldest change is that is not told
 //	NewRelay    tells what is in the outbox; tidemark relay is a program of it
 //	NewProber   lets Within hold against the database itself
 //

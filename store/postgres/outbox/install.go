@@ -6,7 +6,9 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -55,16 +57,66 @@ func Removal(t Table) (string, error) {
 	return t.render(removal), nil
 }
 
+// A ColumnError says that a table lacks columns that its triggers are to read.
+type ColumnError struct {
+	Table        string
+	Key, Version string // the columns that are missing, as the Table named them; or ""
+}
+
+func (e *ColumnError) Error() string {
+	var all []string
+	if e.Key != "" {
+		all = append(all, strconv.Quote(e.Key)+" (Table.Key)")
+	}
+	if e.Version != "" {
+		all = append(all, strconv.Quote(e.Version)+" (Table.Version)")
+	}
+	return fmt.Sprintf("outbox: %s has no column %s", e.Table, strings.Join(all, ", nor "))
+}
+
 // Install runs [Migration]. It waits for the transactions that write to the table,
-// and holds up those that begin to; bound that by ctx.
+// and holds up those that begin to; bound that by ctx. The error is a
+// [*ColumnError] if the table lacks a column.
 func Install(ctx context.Context, db DB, t Table) error {
 	query, err := Migration(t)
 	if err != nil {
 		return err
 	}
+	if err := t.lacks(ctx, db); err != nil {
+		return err
+	}
 	// Without arguments and in one string it is one transaction.
 	if _, err := db.Exec(ctx, query, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("outbox: install: %w", err)
+	}
+	return nil
+}
+
+// lacks returns an error if the table lacks a column that the triggers are to read.
+// If there is no table, the migration says so.
+func (t Table) lacks(ctx context.Context, db DB) error {
+	t, err := t.normal()
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	var table, key, version bool
+	query := t.render(`
+WITH columns AS (
+	SELECT attname FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attnum > 0 AND NOT attisdropped
+)
+SELECT to_regclass('{table}') IS NOT NULL, EXISTS (SELECT FROM columns WHERE attname = $1), EXISTS (SELECT FROM columns WHERE attname = $2)`)
+	if err := queryRow(ctx, db, query, []any{t.Key, t.Version}, &table, &key, &version); err != nil {
+		return fmt.Errorf("outbox: install: %w", err)
+	}
+	lacks := &ColumnError{Table: t.Name}
+	if !key {
+		lacks.Key = t.Key
+	}
+	if !version && t.Version != NoVersion {
+		lacks.Version = t.Version
+	}
+	if table && (lacks.Key != "" || lacks.Version != "") {
+		return lacks
 	}
 	return nil
 }
@@ -165,6 +217,24 @@ SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, 
 		found("triggers that are missing, or not enabled ALWAYS: %s: install the outbox again", missing)
 	}
 	return problems, nil
+}
+
+// Untold returns for how long the oldest row of the outbox of t has been there, of
+// which no relay has told yet; 0 if there is none. It counts from when the change
+// was made, so a transaction that took long adds to it. While a relay works the rest
+// is well below a second. It reads one row, and passes over what is deleted there
+// and not vacuumed yet.
+func Untold(ctx context.Context, db DB, t Table) (time.Duration, error) {
+	t, err := t.normal()
+	if err != nil {
+		return 0, fmt.Errorf("outbox: %w", err)
+	}
+	var micros int64
+	query := t.render(`SELECT coalesce((SELECT greatest(1, extract(epoch FROM clock_timestamp() - at) * 1e6)::bigint FROM {outbox} ORDER BY id LIMIT 1), 0)`)
+	if err := queryRow(ctx, db, query, nil, &micros); err != nil {
+		return 0, fmt.Errorf("outbox: look for what waits: %w", err)
+	}
+	return time.Duration(micros) * time.Microsecond, nil
 }
 
 // queryRow scans the only row of a query.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
@@ -261,4 +262,38 @@ func TestMigration_NamesFit(t *testing.T) {
 	require.NoError(t, Check(t.Context(), d, table))
 	d.exec(fmt.Sprintf(`INSERT INTO s."%s" VALUES (1, 1)`, name))
 	assert.EqualValues(t, 1, scalar[int64](d, fmt.Sprintf(`SELECT count(*) FROM s."%s_outbox" WHERE key = '1'`, name)))
+}
+
+// TestInstall_Columns: what the triggers would read is looked for before anything is
+// made.
+func TestInstall_Columns(t *testing.T) {
+	d := newDatabase(t, Table{})
+	var lacks *ColumnError
+	require.ErrorAs(t, Install(t.Context(), d, Table{Name: "accounts", Key: "id", Version: "rev"}), &lacks)
+	assert.Equal(t, ColumnError{Table: "accounts", Key: "id", Version: "rev"}, *lacks)
+	require.ErrorAs(t, Install(t.Context(), d, Table{Name: "accounts", Key: "id", Version: NoVersion}), &lacks)
+	assert.Equal(t, ColumnError{Table: "accounts", Key: "id"}, *lacks)
+	assert.EqualError(t, lacks, `outbox: accounts has no column "id" (Table.Key)`)
+	d.exec(`ALTER TABLE accounts DROP version`)
+	require.ErrorAs(t, Install(t.Context(), d, Table{Name: "accounts"}), &lacks)
+	assert.Equal(t, ColumnError{Table: "accounts", Version: "version"}, *lacks)
+	err := Install(t.Context(), d, Table{Name: "nosuch"})
+	require.Error(t, err)
+	assert.NotErrorAs(t, err, &lacks)
+	require.NoError(t, Install(t.Context(), d, Table{Name: "accounts", Version: NoVersion}))
+}
+
+func TestUntold(t *testing.T) {
+	d := newDatabase(t, accounts)
+	age, err := Untold(t.Context(), d, accounts)
+	require.NoError(t, err)
+	assert.Zero(t, age)
+	d.exec(`INSERT INTO accounts VALUES ('a', 1, 1)`, `UPDATE accounts_outbox SET at = at - interval '1 hour'`, `INSERT INTO accounts VALUES ('b', 1, 1)`)
+	age, err = Untold(t.Context(), d, accounts)
+	require.NoError(t, err)
+	assert.InDelta(t, time.Hour, age, float64(time.Minute), "the oldest")
+	_, err = Untold(t.Context(), d, Table{Name: "nosuch"})
+	require.Error(t, err)
+	_, err = Untold(t.Context(), d, Table{Name: "a;b"})
+	assert.ErrorAs(t, err, new(*tidemark.OptionError))
 }

@@ -215,7 +215,7 @@ func (r *Relay) serve() (worked bool, err error) {
 	if err := s.lead(); err != nil {
 		return false, err
 	}
-	r.o.Logger.Info("outbox: the relay works", "table", r.o.Table.Name)
+	r.o.Logger.Info("outbox: the relay leads", "table", r.o.Table.Name)
 	for {
 		whole, err := s.pass()
 		if err != nil {
