@@ -539,7 +539,6 @@ func TestLoadMany_OverlappingBatchesShare(t *testing.T) {
 	idle(t, c)
 }
 
-// What a batch finds absent is missing from the map, whoever loads it.
 // A call of a BulkLoader has a bounded number of keys, and begins when so many are
 // missing: others may already wait for them.
 func TestLoadMany_LoadsSoManyAtATime(t *testing.T) {
@@ -566,6 +565,7 @@ func TestLoadMany_LoadsSoManyAtATime(t *testing.T) {
 	assert.Equal(t, []int{maxBulk, maxBulk, maxBulk}, sizes)
 }
 
+// What a batch finds absent is missing from the map, whoever loads it.
 func TestLoadMany_AbsentKeysAreMissing(t *testing.T) {
 	s := newSource()
 	for name, l := range map[string]Loader[string, int]{"bulk": bulkSource{s}, "single": s} {

@@ -144,30 +144,33 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	err := target.refuseLog(ctx)
-	if err == nil {
-		err = target.askReplicas(ctx, len(changed) > 0)
-	}
-	if err == nil {
-		err = publishInvalidations(ctx, target, *all, changed)
-	}
-	if err != nil {
+	if err := target.tell(ctx, *all, changed); err != nil {
 		if errors.As(err, new(*tidemark.OptionError)) || errors.As(err, new(*logError)) || errors.As(err, new(*keyTypeError)) {
 			return complain(std, "invalidate", err)
 		}
 		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
 		return exitFailed
 	}
-	subject := target.subject()
+	what := fmt.Sprintf("%d keys", len(changed))
 	switch {
 	case *all:
-		fmt.Fprintf(std.out, "published \"everything changed\" on %s\n", subject)
+		what = `"everything changed"`
 	case len(changed) == 1:
-		fmt.Fprintf(std.out, "published 1 key on %s\n", subject)
-	default:
-		fmt.Fprintf(std.out, "published %d keys on %s\n", len(changed), subject)
+		what = "1 key"
 	}
+	fmt.Fprintf(std.out, "published %s on %s\n", what, target.subject())
 	return exitOK
+}
+
+// tell publishes what has changed, unless the replicas would not hear it there.
+func (t *busTarget) tell(ctx context.Context, all bool, changed []keyVersion) error {
+	if err := t.refuseLog(ctx); err != nil {
+		return err
+	}
+	if err := t.askReplicas(ctx, len(changed) > 0); err != nil {
+		return err
+	}
+	return publishInvalidations(ctx, *t, all, changed)
 }
 
 // A logError says that a cache has a log, which the flags say nothing of.
