@@ -125,6 +125,30 @@ func TestTriggers_WithoutAVersion(t *testing.T) {
 	}
 }
 
+// TestTriggers_TheSameTextForEverySession: what a writer's session has set changes
+// how it sees a key, and not how the key is told.
+func TestTriggers_TheSameTextForEverySession(t *testing.T) {
+	d := newDatabase(t, Table{})
+	writer := openDatabase(t, d.url)
+	writer.exec(`SET bytea_output = 'escape'`, `SET DateStyle = 'German'`, `SET TimeZone = 'Asia/Tokyo'`,
+		`SET IntervalStyle = 'iso_8601'`, `SET extra_float_digits = -10`)
+	for column, tt := range map[string]struct{ value, want string }{
+		"bytea":            {`'ab12'`, `\x61623132@1`},
+		"date":             {`'2026-11-27'`, "2026-11-27@1"},
+		"timestamptz":      {`'2026-11-27 12:00:00+00'`, "2026-11-27 12:00:00+00@1"},
+		"interval":         {`'1 day 2 hours'`, "1 day 02:00:00@1"},
+		"double precision": {`0.123456789012345`, "0.123456789012345@1"},
+	} {
+		t.Run(column, func(t *testing.T) {
+			d, writer := &database{t, d.url, d.Conn}, &database{t, d.url, writer.Conn}
+			d.exec(`DROP TABLE IF EXISTS accounts`, `CREATE TABLE accounts (key `+column+` PRIMARY KEY, version bigint NOT NULL)`)
+			require.NoError(t, Install(t.Context(), d, accounts))
+			writer.exec(`INSERT INTO accounts VALUES (` + tt.value + `, 1)`)
+			assert.Equal(t, []string{tt.want}, d.outboxed())
+		})
+	}
+}
+
 // TestS22_RaisedUnderTheRowsLock: writers who do not know of versions get one each,
 // in the order of their commits.
 func TestS22_RaisedUnderTheRowsLock(t *testing.T) {

@@ -31,7 +31,8 @@ type Table struct {
 	Outbox string
 
 	// Key is the column with the cache's key. Empty means "key". If several rows
-	// have the same, Version must be NoVersion.
+	// have the same, Version must be NoVersion. It is told as its text, in UTC and
+	// with PostgreSQL's defaults, whatever the writer's session has set.
 	Key string
 
 	// Version is the column with the version, an integer. Empty means "version".
