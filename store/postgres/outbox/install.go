@@ -121,7 +121,7 @@ FROM have`
 // check returns what is wrong with the outbox.
 func (t Table) check(ctx context.Context, db DB) (problems []string, err error) {
 	found := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	var table, installed, standby, unique, raising bool
+	var table, installed, standby, unique, raising, ordered bool
 	var columns int
 	var comment string
 	err = queryRow(ctx, db, t.render(`
@@ -153,6 +153,12 @@ SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, 
 	}
 	if t.Version != NoVersion && !unique {
 		found("no unique index is on %q alone, so %q may not order the states of a key: use no version", t.Key, t.Version)
+	}
+	if err := queryRow(ctx, db, t.render(`SELECT {ordered}`), nil, &ordered); err != nil {
+		return nil, err
+	}
+	if !ordered {
+		found("the ids of %s are not drawn one by one: install the outbox again", t.Outbox)
 	}
 	if t.Raise && !raising {
 		found("the trigger that raises versions is missing or disabled: install the outbox again")

@@ -253,6 +253,27 @@ func TestCheck(t *testing.T) {
 	assert.Contains(t, problem(accounts), "does not exist")
 }
 
+// TestInstall_DrawsIdsInOrder: a session that keeps ids for later would insert behind
+// what is told, and a probe could come before what was committed before it.
+func TestInstall_DrawsIdsInOrder(t *testing.T) {
+	d, log := newDatabase(t, accounts), &memLog{}
+	r := newSession(t, d, log).Relay
+	writer := openDatabase(t, d.url)
+	for n, undone := range []string{`SET CACHE 50`, `SET INCREMENT BY 2`, `SET CYCLE`} {
+		d.exec(`ALTER TABLE accounts_outbox ALTER id ` + undone)
+		writer.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('w%d', 1, 1)`, n)) // keeps some
+		assert.ErrorContains(t, Check(t.Context(), d, accounts), "not drawn one by one", undone)
+		_, err := r.connect()
+		require.ErrorContains(t, err, "not drawn one by one", undone)
+		require.NoError(t, Install(t.Context(), d, accounts))
+		require.NoError(t, Check(t.Context(), d, accounts))
+		d.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('a%d', 1, 1)`, n))
+		writer.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('b%d', 1, 1)`, n))
+		assert.EqualValues(t, 1, scalar[int64](d, `SELECT b.id - a.id FROM accounts_outbox a, accounts_outbox b WHERE a.key = $1 AND b.key = $2`,
+			fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n)), undone)
+	}
+}
+
 func TestOptions_MistakesAreReportedAtOnce(t *testing.T) {
 	_, err := Migration(Table{Name: "Robert'); --", Outbox: "o o", Key: "a b", Version: `"`, Bulk: -1})
 	for _, field := range []string{"Name", "Outbox", "Key", "Version", "Bulk"} {

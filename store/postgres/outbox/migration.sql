@@ -51,8 +51,7 @@ BEGIN
 	EXECUTE replace($function$
 CREATE OR REPLACE FUNCTION {tell}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET bytea_output = 'hex' SET DateStyle = 'ISO, MDY' SET TimeZone = 'UTC' SET IntervalStyle = 'postgres'
-SET extra_float_digits = 1 SET lc_monetary = 'C' AS $body$
+{settings} AS $body$
 #variable_conflict use_column
 DECLARE
 	changed bigint := 1;
@@ -107,5 +106,15 @@ BEGIN
 		EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "{trigger}_insert", ENABLE ALWAYS TRIGGER "{trigger}_update",'
 			' ENABLE ALWAYS TRIGGER "{trigger}_delete", ENABLE ALWAYS TRIGGER "{trigger}_truncate"', part);
 	END LOOP;
+END
+$tidemark$;
+
+-- The floor and the probes need that ids are drawn in order: a session that keeps
+-- some for later, or a sequence that goes back, would break that.
+DO $tidemark$
+BEGIN
+	IF NOT {ordered} THEN
+		ALTER TABLE {outbox} ALTER id {inorder};
+	END IF;
 END
 $tidemark$;

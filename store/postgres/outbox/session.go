@@ -47,7 +47,8 @@ func newQueries(t Table) queries {
 		state: t.render(`SELECT o.oid::bigint, coalesce(obj_description(o.oid, 'pg_class'), ''), pg_is_in_recovery(),
 	coalesce((SELECT a.atttypid::regtype::text FROM pg_attribute a
 		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped), ''),
-	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), '')
+	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), ''),
+	{ordered}
 	FROM pg_class o WHERE o.oid = '{outbox}'::regclass`),
 		look: t.render(`SELECT pg_snapshot_xmin(s)::text::bigint, s::text,
 	coalesce(pg_sequence_last_value(pg_get_serial_sequence('{outbox}', 'id')::regclass), 0)
@@ -98,8 +99,8 @@ func (r *Relay) connect() (*session, error) {
 // inspect looks at what is installed.
 func (s *session) inspect(ctx context.Context) error {
 	var comment, keyColumn, cache string
-	var standby bool
-	err := s.conn.QueryRow(ctx, s.query.state, s.o.Table.Key).Scan(&s.id, &comment, &standby, &keyColumn, &s.watched, &cache)
+	var standby, ordered bool
+	err := s.conn.QueryRow(ctx, s.query.state, s.o.Table.Key).Scan(&s.id, &comment, &standby, &keyColumn, &s.watched, &cache, &ordered)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look at the outbox: %w", err)
@@ -109,6 +110,8 @@ func (s *session) inspect(ctx context.Context) error {
 		return errors.New("the server is a standby")
 	case cache != "" && cache != s.cache():
 		return fmt.Errorf("what %s has is told to the cache %s, and not to %s: install an outbox of its own for that", s.o.Table.Outbox, cache, s.cache())
+	case !ordered:
+		return fmt.Errorf("the ids of %s are not drawn one by one: install it again", s.o.Table.Outbox)
 	case keyColumn == "":
 		return fmt.Errorf("%s has no column %q", s.o.Table.Name, s.o.Table.Key)
 	}

@@ -134,6 +134,10 @@ func (t Table) render(query string) string {
 	return names.Replace(t.statements().Replace(query))
 }
 
+// ordered is true if the outbox draws its ids one by one.
+const ordered = `coalesce((SELECT seqincrement = 1 AND seqcache = 1 AND NOT seqcycle FROM pg_sequence` +
+	` WHERE seqrelid = pg_get_serial_sequence('{outbox}', 'id')::regclass), false)`
+
 // statements fills in what depends on whether there is a version.
 //
 // An inserted row whose version is 0 is told as version 1: nobody can have seen an
@@ -156,9 +160,12 @@ func (t Table) statements() *strings.Replacer {
 	if t.NoNotify {
 		notify = ""
 	}
+	settings := `SET bytea_output = 'hex' SET DateStyle = 'ISO, MDY' SET TimeZone = 'UTC'` +
+		` SET IntervalStyle = 'postgres' SET extra_float_digits = 1 SET lc_monetary = 'C'`
 	read := `{key}::text, greatest({version}, 1)::bigint`
 	if t.Version == NoVersion {
 		read = `{key}::text`
 	}
-	return strings.NewReplacer("{read}", read, "{inserted}", inserted, "{updated}", updated, "{deleted}", deleted, "{notify}", notify)
+	return strings.NewReplacer("{read}", read, "{inserted}", inserted, "{updated}", updated, "{deleted}", deleted, "{notify}", notify,
+		"{settings}", settings, "{ordered}", ordered, "{inorder}", `SET INCREMENT BY 1 SET CACHE 1 SET NO CYCLE`)
 }
