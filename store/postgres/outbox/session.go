@@ -31,10 +31,11 @@ type session struct {
 
 	// Of where the next look begins, see pass.
 
-	floor     int64 // no row at or below it will ever appear
-	candidate int64 // the next floor, once what was then under way has ended
-	under     int64 // that is what has a transaction id below this; 0: there is none
-	latest    int64 // transaction id of the latest deletion: all that were under way had a smaller one
+	floor     int64     // no row at or below it will ever appear
+	candidate int64     // the next floor, once what was then under way has ended
+	under     int64     // that is what has a transaction id below this; 0: there is none
+	swept     time.Time // when a pass last began at 0
+	latest    int64     // transaction id of the latest deletion: all that were under way had a smaller one
 }
 
 // queries are the statements of a session.
