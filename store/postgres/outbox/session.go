@@ -46,8 +46,12 @@ type queries struct {
 func newQueries(t Table) queries {
 	return queries{
 		state: t.render(`SELECT o.oid::bigint, coalesce(obj_description(o.oid, 'pg_class'), ''), pg_is_in_recovery(),
-	coalesce((SELECT a.atttypid::regtype::text FROM pg_attribute a
-		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped), ''),
+	coalesce((WITH RECURSIVE base AS ( -- a domain is told as the type that is below it
+		SELECT a.atttypid AS oid FROM pg_attribute a
+		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped
+		UNION ALL
+		SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype = 'd'
+	) SELECT t.oid::regtype::text FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype <> 'd'), ''),
 	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), ''),
 	{ordered}
 	FROM pg_class o WHERE o.oid = '{outbox}'::regclass`),
