@@ -149,6 +149,38 @@ func TestTriggers_TheSameTextForEverySession(t *testing.T) {
 	}
 }
 
+// TestTriggers_KeysThatAreEqualAndNotTheSame are different keys to a cache. And a type
+// may have its operators anywhere.
+func TestTriggers_KeysThatAreEqualAndNotTheSame(t *testing.T) {
+	for name, create := range map[string]string{
+		"collation": `CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE accounts (key text COLLATE ci PRIMARY KEY, value bigint, version bigint)`,
+		"citext":    `CREATE EXTENSION citext; CREATE TABLE accounts (key citext PRIMARY KEY, value bigint, version bigint)`,
+		"ltree":     `CREATE EXTENSION ltree; CREATE TABLE accounts (key ltree PRIMARY KEY, value bigint, version bigint)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t, Table{})
+			d.exec(`DROP TABLE accounts`)
+			d.exec(create)
+			require.NoError(t, Install(t.Context(), d, accounts))
+			d.exec(`INSERT INTO accounts VALUES ('alice', 1, 1)`, `UPDATE accounts SET value = 2, version = 2`)
+			assert.Equal(t, []string{"alice@1", "alice@2"}, d.outboxed())
+			d.exec(`UPDATE accounts SET key = 'Alice', version = 3`)
+			assert.Equal(t, []string{"Alice@3", "alice"}, d.outboxed())
+			d.exec(`DELETE FROM accounts`)
+			assert.Equal(t, []string{"Alice"}, d.outboxed())
+
+			require.NoError(t, Install(t.Context(), d, Table{Name: "accounts", Version: NoVersion}))
+			d.exec(`ALTER TABLE accounts DROP CONSTRAINT accounts_pkey`)
+			d.exec(`INSERT INTO accounts VALUES ('bob', 1, 1), ('Bob', 1, 1), ('bob', 2, 1)`)
+			assert.Equal(t, []string{"Bob", "bob"}, d.outboxed())
+			d.exec(`UPDATE accounts SET value = 3`)
+			assert.Equal(t, []string{"Bob", "bob"}, d.outboxed())
+			d.exec(`DELETE FROM accounts`)
+			assert.Equal(t, []string{"Bob", "bob"}, d.outboxed())
+		})
+	}
+}
+
 // TestS22_RaisedUnderTheRowsLock: writers who do not know of versions get one each,
 // in the order of their commits.
 func TestS22_RaisedUnderTheRowsLock(t *testing.T) {

@@ -145,16 +145,20 @@ const ordered = `coalesce((SELECT seqincrement = 1 AND seqcache = 1 AND NOT seqc
 // told with its version if that has risen. If it has not, or the key has moved away
 // or come from another row, what version it has now says nothing, and neither does
 // the version of a deleted row: a key that is created again begins anew.
+//
+// Keys are compared by the bytes of their text, as caches compare them: two that are
+// equal to the database, in case or accents say, are two to a cache.
 func (t Table) statements() *strings.Replacer {
 	inserted := `SELECT {key}::text, greatest({version}, 1)::bigint FROM after_rows WHERE {key} IS NOT NULL`
-	updated := `SELECT coalesce(a.{key}, b.{key})::text,` +
+	updated := `SELECT coalesce(a.{key}::text, b.{key}::text),` +
 		` CASE WHEN a.{version} > 0 AND (b.{key} IS NULL OR a.{version} > b.{version}) THEN a.{version}::bigint END` +
-		` FROM after_rows a FULL JOIN before_rows b ON a.{key} = b.{key} WHERE coalesce(a.{key}, b.{key}) IS NOT NULL`
-	deleted := `SELECT DISTINCT {key}::text FROM before_rows WHERE {key} IS NOT NULL`
+		` FROM after_rows a FULL JOIN before_rows b ON a.{key}::text COLLATE "C" = b.{key}::text COLLATE "C"` +
+		` WHERE coalesce(a.{key}::text, b.{key}::text) IS NOT NULL`
+	deleted := `SELECT DISTINCT {key}::text COLLATE "C" FROM before_rows WHERE {key} IS NOT NULL`
 	if t.Version == NoVersion {
-		inserted = `SELECT DISTINCT {key}::text, NULL::bigint FROM after_rows WHERE {key} IS NOT NULL`
-		updated = `SELECT {key}::text, NULL::bigint FROM after_rows WHERE {key} IS NOT NULL` +
-			` UNION SELECT {key}::text, NULL::bigint FROM before_rows WHERE {key} IS NOT NULL`
+		inserted = `SELECT DISTINCT {key}::text COLLATE "C", NULL::bigint FROM after_rows WHERE {key} IS NOT NULL`
+		updated = `SELECT {key}::text COLLATE "C", NULL::bigint FROM after_rows WHERE {key} IS NOT NULL` +
+			` UNION SELECT {key}::text COLLATE "C", NULL::bigint FROM before_rows WHERE {key} IS NOT NULL`
 	}
 	notify := `PERFORM pg_notify('{channel}', '');`
 	if t.NoNotify {
