@@ -39,7 +39,7 @@
 //
 // # Programs that change rows without this package
 //
-// [Store.Schema] has two triggers, so that they need know nothing of versions. Each
+// [Store.Schema] has triggers, so that they need know nothing of versions. Each
 // UPDATE raises the version of the rows it changes. With HardDelete, DELETE keeps it
 // and INSERT goes on from it; otherwise DELETE is refused, and the statement to use is
 //

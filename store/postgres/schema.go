@@ -53,6 +53,9 @@ func (l *layout) schema() []string {
 		rowEvents = "INSERT OR UPDATE OR DELETE"
 	}
 	add(l.ifMissing("trigger", rowTrigger, "CREATE TRIGGER "+rowTrigger+" BEFORE "+rowEvents+" ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"))
+	if l.hard {
+		add(l.ifMissing("trigger", insertedTrigger, "CREATE TRIGGER "+insertedTrigger+" AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"))
+	}
 	add(l.ifMissing("trigger", truncateTrigger, "CREATE TRIGGER "+truncateTrigger+" BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"))
 	return statements
 }
@@ -60,6 +63,7 @@ func (l *layout) schema() []string {
 // The triggers' names. PostgreSQL runs those of a row in the order of their names.
 const (
 	rowTrigger      = "tidemark_version"
+	insertedTrigger = "tidemark_inserted" // with HardDelete only
 	truncateTrigger = "tidemark_truncate"
 )
 
@@ -118,7 +122,9 @@ func onUpdate() string {
 // the same search_path nor rights to more than the table. Row and tombstone are locked
 // in this order by everybody. A creation that finds no row waits at the tombstone for
 // a deletion that is under way, whose version cannot be seen yet, and keeps other
-// creations away.
+// creations away. The tombstone goes when the row is there, and not before: that a row
+// is about to be inserted does not mean that it is, see ON CONFLICT DO NOTHING. What
+// stays of a key that never was has version 0, and says nothing.
 func (l *layout) hardFunction() string {
 	const of = "(SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = '"
 	return `DO $tidemark$
@@ -132,12 +138,15 @@ CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql
 DECLARE
 	last BIGINT;
 BEGIN` + onUpdate() + `
+	IF TG_OP = 'INSERT' AND TG_WHEN = 'AFTER' THEN
+		DELETE FROM <gone> WHERE "key" = NEW.{key} AND "version" < NEW.{version}; -- and none of a deletion since
+		RETURN NULL;
+	END IF;
 	IF TG_OP = 'INSERT' THEN
 		PERFORM FROM <rows> WHERE {key} = NEW.{key} FOR UPDATE;
 		IF NOT FOUND THEN
 			INSERT INTO <gone> AS g ("key", "version") VALUES (NEW.{key}, 0)
 				ON CONFLICT ("key") DO UPDATE SET "version" = g."version" RETURNING g."version" INTO last;
-			DELETE FROM <gone> WHERE "key" = NEW.{key};
 			NEW.{version} := GREATEST(NEW.{version}, last + 1);
 		END IF;
 		RETURN NEW;
@@ -273,7 +282,11 @@ func (l *layout) checks() string {
 		has("{gone}", "key", "version")
 		unique("{gone}", "key")
 	}
-	for _, name := range []string{rowTrigger, truncateTrigger} {
+	triggers := []string{rowTrigger, truncateTrigger}
+	if l.hard {
+		triggers = append(triggers, insertedTrigger)
+	}
+	for _, name := range triggers {
 		expect("trigger "+name+" on table {table} that is enabled",
 			"EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('{table}') AND tgname = '"+name+"' AND tgenabled IN ('O', 'A'))")
 	}

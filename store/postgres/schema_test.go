@@ -121,6 +121,57 @@ func TestS17_HardDelete(t *testing.T) {
 	}
 }
 
+// TestS17_RowsThatAreNotInserted leave the version of their key as it was, and so does
+// a row that a trigger deletes at once.
+func TestS17_RowsThatAreNotInserted(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		before, insert string
+		want           tidemark.Version
+	}{
+		"ON CONFLICT DO NOTHING": {``, `INSERT INTO accounts (key, value, email) VALUES ('alice', '9', 'b@x') ON CONFLICT (email) DO NOTHING`, 5},
+		"ON CONFLICT DO UPDATE":  {``, `INSERT INTO accounts (key, value, email) VALUES ('alice', '9', 'b@x') ON CONFLICT (email) DO UPDATE SET value = 'C'`, 5},
+		"a trigger says no": {`CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+			CREATE TRIGGER zz BEFORE INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION no()`,
+			`INSERT INTO accounts (key, value) VALUES ('alice', '9')`, 5},
+		"a trigger deletes": {`CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM accounts WHERE key = NEW.key; RETURN NULL; END';
+			CREATE TRIGGER aa AFTER INSERT ON accounts FOR EACH ROW EXECUTE FUNCTION away()`,
+			`INSERT INTO accounts (key, value) VALUES ('alice', '9')`, 7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := newDB(t)
+			exec(t, db, `CREATE TABLE accounts (key text COLLATE "C" PRIMARY KEY, value text, email text UNIQUE)`)
+			s := newStore(t, db, Options[string, string]{Table: "accounts", Existing: true, HardDelete: true})
+			exec(t, db, `INSERT INTO accounts (key, value, email) VALUES ('bob', 'B', 'b@x')`)
+			exec(t, db, `INSERT INTO accounts (key, value, version) VALUES ('alice', '1', 4)`)
+			exec(t, db, `DELETE FROM accounts WHERE key = 'alice'`)
+			exec(t, db, c.before)
+			exec(t, db, c.insert)
+			_, gone, err := s.Load(t.Context(), "alice")
+			require.ErrorIs(t, err, tidemark.ErrNotFound)
+			require.Equal(t, c.want, gone)
+		})
+	}
+}
+
+// TestS17_TheTriggerThatCameLater is made where the tables are there already, and
+// missed where it is not.
+func TestS17_TheTriggerThatCameLater(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	s := newStore(t, db, Options[string, string]{Table: "accounts", HardDelete: true})
+	exec(t, db, `DROP TRIGGER tidemark_inserted ON accounts`)
+	require.ErrorContains(t, s.Check(t.Context()), "tidemark_inserted")
+	exec(t, db, `INSERT INTO accounts (key, value) VALUES ('alice', '1')`)
+	exec(t, db, `DELETE FROM accounts`)
+	require.NoError(t, s.CreateTables(t.Context()))
+	require.NoError(t, s.Check(t.Context()))
+	exec(t, db, `INSERT INTO accounts (key, value) VALUES ('alice', '3')`)
+	requireState(t, s, "alice", "3", 3)
+	require.Zero(t, get[int](t, db, "SELECT count(*) FROM accounts_gone"))
+}
+
 // TestS17_WritersOfOtherRightsAndPaths may do to the table what they may, and need to
 // know nothing of the other one.
 func TestS17_WritersOfOtherRightsAndPaths(t *testing.T) {

@@ -150,30 +150,31 @@ func Check(ctx context.Context, db DB, t Table) error {
 // watchQuery returns what the triggers of the table are: a fingerprint, and which
 // are missing or do not always fire. The fingerprint changes with whatever is done
 // to one of them, to their function, or to the set of tables that have them, also
-// if it is undone: a row of the catalog that was written again has another xmin.
+// if it is undone: a row of the catalog that was written again has another xmin. Only
+// of a table that was attached and is detached again nothing is left.
 const watchQuery = `
 WITH RECURSIVE tree AS (
-	SELECT to_regclass('{table}')::oid AS oid
+	SELECT to_regclass('{table}')::oid AS oid, '' AS joined
 	UNION
-	SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
+	SELECT i.inhrelid, i.xmin::text || i.inhdetachpending FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
 ), want AS (
-	SELECT tree.oid, '{trigger}_' || event AS name
+	SELECT tree.oid, tree.joined, '{trigger}_' || event AS name
 	FROM tree, unnest(ARRAY['insert', 'update', 'delete', 'truncate']) event
 ), have AS (
-	SELECT w.oid, w.name, t.oid AS trigger, t.xmin AS made, p.xmin AS written,
+	SELECT w.oid, w.joined, w.name, t.oid AS trigger, t.xmin AS made, p.xmin AS written,
 		t.tgenabled IS NOT DISTINCT FROM 'A' AND t.tgfoid = to_regproc('{tell}') AS good
 	FROM want w
 	LEFT JOIN pg_trigger t ON t.tgrelid = w.oid AND t.tgname = w.name
 	LEFT JOIN pg_proc p ON p.oid = t.tgfoid
 )
-SELECT coalesce(hashtextextended(string_agg(concat_ws('/', oid, trigger, made, written, good), ',' ORDER BY oid, name), 0)::text, ''),
+SELECT coalesce(hashtextextended(string_agg(concat_ws('/', oid, joined, trigger, made, written, good), ',' ORDER BY oid, joined, name), 0)::text, ''),
 	coalesce(string_agg(name || ' on ' || coalesce(oid::regclass::text, 'a table that is not there'), ', ' ORDER BY oid, name) FILTER (WHERE good IS NOT TRUE), '')
 FROM have`
 
 // check returns what is wrong with the outbox.
 func (t Table) check(ctx context.Context, db DB) (problems []string, err error) {
 	found := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	var table, installed, standby, unique, raising bool
+	var table, installed, standby, unique, raising, ordered bool
 	var columns int
 	var comment string
 	err = queryRow(ctx, db, t.render(`
@@ -205,6 +206,12 @@ SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, 
 	}
 	if t.Version != NoVersion && !unique {
 		found("no unique index is on %q alone, so %q may not order the states of a key: use no version", t.Key, t.Version)
+	}
+	if err := queryRow(ctx, db, t.render(`SELECT {ordered}`), nil, &ordered); err != nil {
+		return nil, err
+	}
+	if !ordered {
+		found("the ids of %s are not drawn one by one: install the outbox again", t.Outbox)
 	}
 	if t.Raise && !raising {
 		found("the trigger that raises versions is missing or disabled: install the outbox again")

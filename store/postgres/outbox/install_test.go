@@ -126,6 +126,62 @@ func TestTriggers_WithoutAVersion(t *testing.T) {
 	}
 }
 
+// TestTriggers_TheSameTextForEverySession: what a writer's session has set changes
+// how it sees a key, and not how the key is told.
+func TestTriggers_TheSameTextForEverySession(t *testing.T) {
+	d := newDatabase(t, Table{})
+	writer := openDatabase(t, d.url)
+	writer.exec(`SET bytea_output = 'escape'`, `SET DateStyle = 'German'`, `SET TimeZone = 'Asia/Tokyo'`,
+		`SET IntervalStyle = 'iso_8601'`, `SET extra_float_digits = -10`)
+	for column, tt := range map[string]struct{ value, want string }{
+		"bytea":            {`'ab12'`, `\x61623132@1`},
+		"date":             {`'2026-11-27'`, "2026-11-27@1"},
+		"timestamptz":      {`'2026-11-27 12:00:00+00'`, "2026-11-27 12:00:00+00@1"},
+		"interval":         {`'1 day 2 hours'`, "1 day 02:00:00@1"},
+		"double precision": {`0.123456789012345`, "0.123456789012345@1"},
+	} {
+		t.Run(column, func(t *testing.T) {
+			d, writer := &database{t, d.url, d.Conn}, &database{t, d.url, writer.Conn}
+			d.exec(`DROP TABLE IF EXISTS accounts`, `CREATE TABLE accounts (key `+column+` PRIMARY KEY, version bigint NOT NULL)`)
+			require.NoError(t, Install(t.Context(), d, accounts))
+			writer.exec(`INSERT INTO accounts VALUES (` + tt.value + `, 1)`)
+			assert.Equal(t, []string{tt.want}, d.outboxed())
+		})
+	}
+}
+
+// TestTriggers_KeysThatAreEqualAndNotTheSame are different keys to a cache. And a type
+// may have its operators anywhere.
+func TestTriggers_KeysThatAreEqualAndNotTheSame(t *testing.T) {
+	for name, create := range map[string]string{
+		"collation": `CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); CREATE TABLE accounts (key text COLLATE ci PRIMARY KEY, value bigint, version bigint)`,
+		"citext":    `CREATE EXTENSION citext; CREATE TABLE accounts (key citext PRIMARY KEY, value bigint, version bigint)`,
+		"ltree":     `CREATE EXTENSION ltree; CREATE TABLE accounts (key ltree PRIMARY KEY, value bigint, version bigint)`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t, Table{})
+			d.exec(`DROP TABLE accounts`)
+			d.exec(create)
+			require.NoError(t, Install(t.Context(), d, accounts))
+			d.exec(`INSERT INTO accounts VALUES ('alice', 1, 1)`, `UPDATE accounts SET value = 2, version = 2`)
+			assert.Equal(t, []string{"alice@1", "alice@2"}, d.outboxed())
+			d.exec(`UPDATE accounts SET key = 'Alice', version = 3`)
+			assert.Equal(t, []string{"Alice@3", "alice"}, d.outboxed())
+			d.exec(`DELETE FROM accounts`)
+			assert.Equal(t, []string{"Alice"}, d.outboxed())
+
+			require.NoError(t, Install(t.Context(), d, Table{Name: "accounts", Version: NoVersion}))
+			d.exec(`ALTER TABLE accounts DROP CONSTRAINT accounts_pkey`)
+			d.exec(`INSERT INTO accounts VALUES ('bob', 1, 1), ('Bob', 1, 1), ('bob', 2, 1)`)
+			assert.Equal(t, []string{"Bob", "bob"}, d.outboxed())
+			d.exec(`UPDATE accounts SET value = 3`)
+			assert.Equal(t, []string{"Bob", "bob"}, d.outboxed())
+			d.exec(`DELETE FROM accounts`)
+			assert.Equal(t, []string{"Bob", "bob"}, d.outboxed())
+		})
+	}
+}
+
 // TestS22_RaisedUnderTheRowsLock: writers who do not know of versions get one each,
 // in the order of their commits.
 func TestS22_RaisedUnderTheRowsLock(t *testing.T) {
@@ -228,6 +284,27 @@ func TestCheck(t *testing.T) {
 	assert.Contains(t, problem(accounts), "install the outbox again")
 	d.exec(`DROP TABLE accounts_outbox CASCADE`)
 	assert.Contains(t, problem(accounts), "does not exist")
+}
+
+// TestInstall_DrawsIdsInOrder: a session that keeps ids for later would insert behind
+// what is told, and a probe could come before what was committed before it.
+func TestInstall_DrawsIdsInOrder(t *testing.T) {
+	d, log := newDatabase(t, accounts), &memLog{}
+	r := newSession(t, d, log).Relay
+	writer := openDatabase(t, d.url)
+	for n, undone := range []string{`SET CACHE 50`, `SET INCREMENT BY 2`, `SET CYCLE`} {
+		d.exec(`ALTER TABLE accounts_outbox ALTER id ` + undone)
+		writer.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('w%d', 1, 1)`, n)) // keeps some
+		assert.ErrorContains(t, Check(t.Context(), d, accounts), "not drawn one by one", undone)
+		_, err := r.connect()
+		require.ErrorContains(t, err, "not drawn one by one", undone)
+		require.NoError(t, Install(t.Context(), d, accounts))
+		require.NoError(t, Check(t.Context(), d, accounts))
+		d.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('a%d', 1, 1)`, n))
+		writer.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('b%d', 1, 1)`, n))
+		assert.EqualValues(t, 1, scalar[int64](d, `SELECT b.id - a.id FROM accounts_outbox a, accounts_outbox b WHERE a.key = $1 AND b.key = $2`,
+			fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n)), undone)
+	}
 }
 
 func TestOptions_MistakesAreReportedAtOnce(t *testing.T) {

@@ -42,7 +42,7 @@ INSERT INTO {state} DEFAULT VALUES ON CONFLICT DO NOTHING;
 -- What one statement has changed, however many rows: at most {bulk} keys, or else
 -- one row that says that everything may have changed. It runs with its owner's
 -- rights, so it names the schema, and nobody's tables or operators can stand in for
--- what it means.
+-- what it means. And whatever the writer's session says, the same key is the same text.
 DO $tidemark$
 DECLARE
 	outbox text := (SELECT format('%I.%I', n.nspname, c.relname)
@@ -50,7 +50,8 @@ DECLARE
 BEGIN
 	EXECUTE replace($function$
 CREATE OR REPLACE FUNCTION {tell}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+{settings} AS $body$
 #variable_conflict use_column
 DECLARE
 	changed bigint := 1;
@@ -105,5 +106,15 @@ BEGIN
 		EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER "{trigger}_insert", ENABLE ALWAYS TRIGGER "{trigger}_update",'
 			' ENABLE ALWAYS TRIGGER "{trigger}_delete", ENABLE ALWAYS TRIGGER "{trigger}_truncate"', part);
 	END LOOP;
+END
+$tidemark$;
+
+-- The floor and the probes need that ids are drawn in order: a session that keeps
+-- some for later, or a sequence that goes back, would break that.
+DO $tidemark$
+BEGIN
+	IF NOT {ordered} THEN
+		ALTER TABLE {outbox} ALTER id {inorder};
+	END IF;
 END
 $tidemark$;

@@ -31,6 +31,11 @@ import (
 // smaller than the transaction id of the relay's next deletion; and when xmin has
 // come that far, it has ended.
 //
+// That holds while the sequence only goes up. One that was set back and is below the
+// floor is noticed; one that has caught up with the floor between two looks is not. So
+// once a minute a pass begins at 0, and if it finds something below the floor there is
+// none any more.
+//
 // # Why a probe proves something
 //
 // Let C be a change that was committed before the probe P was inserted. C's id was
@@ -71,12 +76,19 @@ type view struct {
 // does not wait for long.
 const passPages = 64
 
+// sweepEvery is how often a pass begins at 0.
+const sweepEvery = time.Minute
+
 // pass tells what is there, in the order of ids. It reports whether that was the
 // whole.
 func (s *session) pass() (whole bool, err error) {
 	first := view{}
 	var within *string // the first look's snapshot; nil while that is not over
-	for from, n := s.floor, 0; n < passPages; n++ {
+	start := s.floor
+	if time.Since(s.swept) >= sweepEvery {
+		start, s.swept = 0, time.Now()
+	}
+	for from, n := start, 0; n < passPages; n++ {
 		p, err := s.look(from, within)
 		if err != nil {
 			return false, fmt.Errorf("look: %w", err)
@@ -84,7 +96,7 @@ func (s *session) pass() (whole bool, err error) {
 		if n == 0 {
 			first, within = p.view, &p.snapshot
 		}
-		if p.drawn < s.floor {
+		if p.drawn < s.floor || len(p.ids) > 0 && p.ids[0] <= s.floor {
 			s.floor, s.under = 0, 0 // somebody has set the sequence back
 			return false, nil
 		}

@@ -128,6 +128,37 @@ func TestRelay_LooksWhereSomethingMayBe(t *testing.T) {
 	assert.Contains(t, log.told(), "h@1")
 }
 
+// TestRelay_SweepsBelowTheFloor: a sequence that was set back and has caught up before
+// the relay has looked leaves rows below its floor.
+func TestRelay_SweepsBelowTheFloor(t *testing.T) {
+	d, log := newDatabase(t, accounts), &memLog{}
+	s := newSession(t, d, log)
+	pass := func() {
+		for whole := false; !whole; {
+			var err error
+			whole, err = s.pass()
+			require.NoError(t, err)
+		}
+	}
+	for n := range 5 {
+		d.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('a%d', 1, 1)`, n))
+		pass()
+	}
+	floor := s.floor
+	require.Positive(t, floor)
+	s.swept = time.Now().Add(-sweepEvery)
+	pass()
+	require.GreaterOrEqual(t, s.floor, floor, "there was nothing below it")
+	d.exec(`ALTER TABLE accounts_outbox ALTER id RESTART WITH 1`)
+	d.exec(`INSERT INTO accounts SELECT 'b' || n, 1, 1 FROM generate_series(1, 8) n`)
+	pass()
+	require.NotContains(t, log.told(), "b1@1")
+	s.swept = time.Now().Add(-sweepEvery)
+	pass()
+	assert.Contains(t, log.told(), "b1@1")
+	assert.Zero(t, d.waiting())
+}
+
 // newSession returns a session that the test drives.
 func newSession(t *testing.T, d *database, log *memLog, change ...func(*RelayOptions)) *session {
 	t.Helper()
@@ -429,6 +460,52 @@ func TestRelay_NoticesTriggersThatWereAway(t *testing.T) {
 	assert.Equal(t, 3, everything(), "once")
 }
 
+// TestRelay_NoticesPartitionsThatWereAway: their rows were, for whoever looked then.
+func TestRelay_NoticesPartitionsThatWereAway(t *testing.T) {
+	d, log := newDatabase(t, Table{}), &memLog{}
+	d.exec(`DROP TABLE accounts`,
+		`CREATE TABLE accounts (key text PRIMARY KEY, version bigint) PARTITION BY LIST (key)`,
+		`CREATE TABLE accounts_a PARTITION OF accounts FOR VALUES IN ('a')`,
+		`CREATE TABLE accounts_b PARTITION OF accounts FOR VALUES IN ('b')`)
+	require.NoError(t, Install(t.Context(), d, accounts))
+	s := newSession(t, d, log)
+	nonce := 0
+	tells := func(want ...string) {
+		t.Helper()
+		nonce++
+		d.exec(fmt.Sprintf(`INSERT INTO accounts_outbox (origin, nonce) VALUES (7, %d)`, nonce))
+		before := len(log.told())
+		whole, err := s.pass()
+		require.NoError(t, err)
+		require.True(t, whole)
+		want = append(want, fmt.Sprintf("probe 7.%d", nonce))
+		eventually(t, func() bool { return len(log.told()) >= before+len(want) }, "%d are told: %v", before, log.told)
+		assert.Equal(t, want, log.told()[before:])
+	}
+	tells("*")
+	tells()
+	d.exec(`ALTER TABLE accounts DETACH PARTITION accounts_a`, `ALTER TABLE accounts ATTACH PARTITION accounts_a FOR VALUES IN ('a')`)
+	tells("*")
+	tells()
+
+	reader := openDatabase(t, d.url)
+	reader.exec(`BEGIN`, `SELECT FROM accounts`)
+	detacher := openDatabase(t, d.url)
+	detached := make(chan error, 1)
+	go func() {
+		_, err := detacher.Exec(context.WithoutCancel(t.Context()), `ALTER TABLE accounts DETACH PARTITION accounts_b CONCURRENTLY`)
+		detached <- err
+	}()
+	eventually(t, func() bool {
+		return scalar[bool](d, `SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = 'accounts_b'::regclass`)
+	}, "it is not being detached")
+	tells("*") // though it waits for the reader, others do not see it any more
+	reader.exec(`COMMIT`)
+	require.NoError(t, <-detached)
+	tells("*")
+	tells()
+}
+
 // TestRelay_Collapses: more rows than are told one by one, and the memory of one
 // page.
 func TestRelay_Collapses(t *testing.T) {
@@ -490,6 +567,8 @@ func TestRelay_Keys(t *testing.T) {
 		{"bigint", "-2", "\xfe\xff\xff\xff\xff\xff\xff\xff", nil},
 		{"integer", "258", "\x02\x01\x00\x00\x00\x00\x00\x00", nil},
 		{"bytea", `'\x00ff'`, "\x00\xff", nil},
+		{"whole", "-2", "\xfe\xff\xff\xff\xff\xff\xff\xff", nil},
+		{"blob", `'\x00ff'`, "\x00\xff", nil},
 		{"text", "'ä'", "ä", nil},
 		{"uuid", "'11111111-1111-1111-1111-111111111111'", "11111111-1111-1111-1111-111111111111", nil},
 		{"text", "'k'", "codec:k", func(text string) ([]byte, error) { return []byte("codec:" + text), nil }},
@@ -498,6 +577,7 @@ func TestRelay_Keys(t *testing.T) {
 	} {
 		t.Run(tt.column+tt.value, func(t *testing.T) {
 			d, log := newDatabase(t, Table{}), &memLog{}
+			d.exec(`CREATE DOMAIN whole AS bigint`, `CREATE DOMAIN bytes AS bytea`, `CREATE DOMAIN blob AS bytes`)
 			d.exec(`DROP TABLE accounts`, `CREATE TABLE accounts (key `+tt.column+` PRIMARY KEY, version bigint)`)
 			require.NoError(t, Install(t.Context(), d, accounts))
 			works(t, newRelay(t, d.url, log.invalidator(), func(o *RelayOptions) { o.EncodeKey = tt.encode }))

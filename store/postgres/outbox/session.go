@@ -31,10 +31,11 @@ type session struct {
 
 	// Of where the next look begins, see pass.
 
-	floor     int64 // no row at or below it will ever appear
-	candidate int64 // the next floor, once what was then under way has ended
-	under     int64 // that is what has a transaction id below this; 0: there is none
-	latest    int64 // transaction id of the latest deletion: all that were under way had a smaller one
+	floor     int64     // no row at or below it will ever appear
+	candidate int64     // the next floor, once what was then under way has ended
+	under     int64     // that is what has a transaction id below this; 0: there is none
+	swept     time.Time // when a pass last began at 0
+	latest    int64     // transaction id of the latest deletion: all that were under way had a smaller one
 }
 
 // queries are the statements of a session.
@@ -45,9 +46,14 @@ type queries struct {
 func newQueries(t Table) queries {
 	return queries{
 		state: t.render(`SELECT o.oid::bigint, coalesce(obj_description(o.oid, 'pg_class'), ''), pg_is_in_recovery(),
-	coalesce((SELECT a.atttypid::regtype::text FROM pg_attribute a
-		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped), ''),
-	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), '')
+	coalesce((WITH RECURSIVE base AS ( -- a domain is told as the type that is below it
+		SELECT a.atttypid AS oid FROM pg_attribute a
+		WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped
+		UNION ALL
+		SELECT t.typbasetype FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype = 'd'
+	) SELECT t.oid::regtype::text FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype <> 'd'), ''),
+	coalesce((SELECT watched FROM {state}), ''), coalesce((SELECT cache FROM {state}), ''),
+	{ordered}
 	FROM pg_class o WHERE o.oid = '{outbox}'::regclass`),
 		look: t.render(`SELECT pg_snapshot_xmin(s)::text::bigint, s::text,
 	coalesce(pg_sequence_last_value(pg_get_serial_sequence('{outbox}', 'id')::regclass), 0)
@@ -98,8 +104,8 @@ func (r *Relay) connect() (*session, error) {
 // inspect looks at what is installed.
 func (s *session) inspect(ctx context.Context) error {
 	var comment, keyColumn, cache string
-	var standby bool
-	err := s.conn.QueryRow(ctx, s.query.state, s.o.Table.Key).Scan(&s.id, &comment, &standby, &keyColumn, &s.watched, &cache)
+	var standby, ordered bool
+	err := s.conn.QueryRow(ctx, s.query.state, s.o.Table.Key).Scan(&s.id, &comment, &standby, &keyColumn, &s.watched, &cache, &ordered)
 	switch {
 	case err != nil:
 		return fmt.Errorf("look at the outbox: %w", err)
@@ -109,6 +115,8 @@ func (s *session) inspect(ctx context.Context) error {
 		return errors.New("the server is a standby")
 	case cache != "" && cache != s.cache():
 		return fmt.Errorf("what %s has is told to the cache %s, and not to %s: install an outbox of its own for that", s.o.Table.Outbox, cache, s.cache())
+	case !ordered:
+		return fmt.Errorf("the ids of %s are not drawn one by one: install it again", s.o.Table.Outbox)
 	case keyColumn == "":
 		return fmt.Errorf("%s has no column %q", s.o.Table.Name, s.o.Table.Key)
 	}

@@ -31,7 +31,8 @@ type Table struct {
 	Outbox string
 
 	// Key is the column with the cache's key. Empty means "key". If several rows
-	// have the same, Version must be NoVersion.
+	// have the same, Version must be NoVersion. It is told as its text, in UTC and
+	// with PostgreSQL's defaults, whatever the writer's session has set.
 	Key string
 
 	// Version is the column with the version, an integer. Empty means "version".
@@ -133,6 +134,10 @@ func (t Table) render(query string) string {
 	return names.Replace(t.statements().Replace(query))
 }
 
+// ordered is true if the outbox draws its ids one by one.
+const ordered = `coalesce((SELECT seqincrement = 1 AND seqcache = 1 AND NOT seqcycle FROM pg_sequence` +
+	` WHERE seqrelid = pg_get_serial_sequence('{outbox}', 'id')::regclass), false)`
+
 // statements fills in what depends on whether there is a version.
 //
 // An inserted row whose version is 0 is told as version 1: nobody can have seen an
@@ -140,24 +145,31 @@ func (t Table) render(query string) string {
 // told with its version if that has risen. If it has not, or the key has moved away
 // or come from another row, what version it has now says nothing, and neither does
 // the version of a deleted row: a key that is created again begins anew.
+//
+// Keys are compared by the bytes of their text, as caches compare them: two that are
+// equal to the database, in case or accents say, are two to a cache.
 func (t Table) statements() *strings.Replacer {
 	inserted := `SELECT {key}::text, greatest({version}, 1)::bigint FROM after_rows WHERE {key} IS NOT NULL`
-	updated := `SELECT coalesce(a.{key}, b.{key})::text,` +
+	updated := `SELECT coalesce(a.{key}::text, b.{key}::text),` +
 		` CASE WHEN a.{version} > 0 AND (b.{key} IS NULL OR a.{version} > b.{version}) THEN a.{version}::bigint END` +
-		` FROM after_rows a FULL JOIN before_rows b ON a.{key} = b.{key} WHERE coalesce(a.{key}, b.{key}) IS NOT NULL`
-	deleted := `SELECT DISTINCT {key}::text FROM before_rows WHERE {key} IS NOT NULL`
+		` FROM after_rows a FULL JOIN before_rows b ON a.{key}::text COLLATE "C" = b.{key}::text COLLATE "C"` +
+		` WHERE coalesce(a.{key}::text, b.{key}::text) IS NOT NULL`
+	deleted := `SELECT DISTINCT {key}::text COLLATE "C" FROM before_rows WHERE {key} IS NOT NULL`
 	if t.Version == NoVersion {
-		inserted = `SELECT DISTINCT {key}::text, NULL::bigint FROM after_rows WHERE {key} IS NOT NULL`
-		updated = `SELECT {key}::text, NULL::bigint FROM after_rows WHERE {key} IS NOT NULL` +
-			` UNION SELECT {key}::text, NULL::bigint FROM before_rows WHERE {key} IS NOT NULL`
+		inserted = `SELECT DISTINCT {key}::text COLLATE "C", NULL::bigint FROM after_rows WHERE {key} IS NOT NULL`
+		updated = `SELECT {key}::text COLLATE "C", NULL::bigint FROM after_rows WHERE {key} IS NOT NULL` +
+			` UNION SELECT {key}::text COLLATE "C", NULL::bigint FROM before_rows WHERE {key} IS NOT NULL`
 	}
 	notify := `PERFORM pg_notify('{channel}', '');`
 	if t.NoNotify {
 		notify = ""
 	}
+	settings := `SET bytea_output = 'hex' SET DateStyle = 'ISO, MDY' SET TimeZone = 'UTC'` +
+		` SET IntervalStyle = 'postgres' SET extra_float_digits = 1 SET lc_monetary = 'C'`
 	read := `{key}::text, greatest({version}, 1)::bigint`
 	if t.Version == NoVersion {
 		read = `{key}::text`
 	}
-	return strings.NewReplacer("{read}", read, "{inserted}", inserted, "{updated}", updated, "{deleted}", deleted, "{notify}", notify)
+	return strings.NewReplacer("{read}", read, "{inserted}", inserted, "{updated}", updated, "{deleted}", deleted, "{notify}", notify,
+		"{settings}", settings, "{ordered}", ordered, "{inorder}", `SET INCREMENT BY 1 SET CACHE 1 SET NO CYCLE`)
 }
