@@ -2849,6 +2849,15 @@ var guards = []guard{
 		pkg:    "./store/natskv",
 	},
 	{
+		name:   "natskv.last 3",
+		file:   "store/natskv/direct.go",
+		old:    "\t\tleast = max(least, p.includes)",
+		new:    "\t\t",
+		breaks: "a key between two pages of an answer, by two servers, is taken for absent (P21)",
+		test:   "TestLast_APageIsNotOlderThanTheOneBeforeIt",
+		pkg:    "./store/natskv",
+	},
+	{
 		name:   "natskv.past 1",
 		file:   "store/natskv/direct.go",
 		old:    "(len(past) == 0 || past[len(past)-1].seq < last)",

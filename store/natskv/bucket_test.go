@@ -382,6 +382,27 @@ func TestLast_InPages(t *testing.T) {
 	assert.EqualValues(t, 12, b.high.Load())
 }
 
+// TestLast_APageIsNotOlderThanTheOneBeforeIt has servers that are all beyond what is
+// asked for, and at different moments. The key "late" had a value at all of them:
+// message 30 as of message 60, and message 90 as of message 100.
+func TestLast_APageIsNotOlderThanTheOneBeforeIt(t *testing.T) {
+	asked := 0
+	b := askedOf()
+	b.ask = func(_ context.Context, r request) (page, error) {
+		switch asked++; asked {
+		case 1:
+			return page{found: []found{{"early", stored{seq: 40}}}, lastSeq: 40, pending: 1, includes: 100}, nil
+		case 2:
+			return page{includes: 60}, nil // where "late" comes before what this page begins with
+		}
+		assert.EqualValues(t, 41, r.Seq)
+		return page{found: []found{{"late", stored{seq: 90}}}, lastSeq: 90, includes: 100}, nil
+	}
+	got, err := b.last(t.Context(), 50, []string{"early", "late"})
+	require.NoError(t, err)
+	assert.Equal(t, map[string]stored{"early": {seq: 40}, "late": {seq: 90}}, got)
+}
+
 // TestPast_AServerThatIsBehindIsNotBelieved asks for a key's history.
 func TestPast_AServerThatIsBehindIsNotBelieved(t *testing.T) {
 	b := askedOf()

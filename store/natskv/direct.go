@@ -160,7 +160,9 @@ func (b *bucket) again(ctx context.Context, pause *time.Duration) bool {
 // Every server that has the stream may answer, also one that was cut off and
 // serves old states for as long as that lasts (P21). What it answers includes all
 // messages up to a number that it names; if that is below least it is asked
-// again, which is likely to reach another.
+// again, which is likely to reach another. A page must not be of an earlier moment
+// than the one before it: a key that was written in between would be behind the
+// one and not yet in the other.
 func (b *bucket) last(ctx context.Context, least uint64, subjects []string) (map[string]stored, error) {
 	result := make(map[string]stored, len(subjects))
 	r := request{MultiLast: subjects, MaxBytes: pageBytes}
@@ -176,6 +178,7 @@ func (b *bucket) last(ctx context.Context, least uint64, subjects []string) (map
 			continue
 		}
 		b.see(p.includes)
+		least = max(least, p.includes) // the next page may come from another server
 		for _, f := range p.found {
 			result[f.subject] = f.stored // of two pages the later has the newer
 		}
