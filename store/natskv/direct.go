@@ -20,7 +20,7 @@ type stored struct {
 	id     string // of the write that made it, as messageID
 	ttl    string // after which it expires; "": never
 	marker bool   // it says that the key is absent
-	purge  bool   // what came before it is gone
+	first  bool   // when it was stored the subject had no message
 }
 
 // live reports whether s is a value.
@@ -122,8 +122,9 @@ func (p *page) take(m *nats.Msg, stream string, single bool) (over bool, err err
 		seq: seq, data: m.Data, id: m.Header.Get(jetstream.MsgIDHeader), ttl: m.Header.Get(jetstream.MsgTTLHeader),
 	}}
 	operation := m.Header.Get("KV-Operation")
-	f.purge = operation == "PURGE" || m.Header.Get("Nats-Marker-Reason") != ""
-	f.marker = operation == "DEL" || f.purge
+	f.marker = operation == "DEL" || operation == "PURGE" || m.Header.Get(jetstream.MarkerReasonHeader) != ""
+	f.first = m.Header.Get(jetstream.ExpectedLastSubjSeqHeader) == "0" && // its writer said so, and the server compared
+		m.Header.Get(jetstream.ExpectedLastSubjSeqSubjHeader) == "" // with no other subject
 	p.found, p.lastSeq = append(p.found, f), f.seq
 	return single, nil
 }
