@@ -129,6 +129,63 @@ func testWritesInDoubt(t *testing.T, s *server.Server, replicas int) {
 	}
 }
 
+// TestS31_TheHistoryIsMadeShorter cuts the history of a bucket, and lengthens it
+// again, while stores have it open. A write that fell out of it must not pass for one
+// that was not made because so few messages are left.
+func TestS31_TheHistoryIsMadeShorter(t *testing.T) {
+	t.Parallel()
+	s := natsServer(t, streaming(t))
+	for what, lengthened := range map[string]bool{"cut": false, "cut and lengthened again": true} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			d := newDoubtful(t, s)
+			base, err := d.sound.CompareAndSet(soon(t), "k", 0, "first", newOp())
+			require.NoError(t, err)
+			never := newOp()
+			_, made, err := d.sound.Outcome(soon(t), "k", never)
+			require.NoError(t, err)
+			require.False(t, made, "the first message proves that none was before")
+			op := d.doubt(answerLost, base)
+			d.overwrite(3)
+			stream, err := admin(t, d.nc).Stream(soon(t), "KV_"+d.kv.Bucket())
+			require.NoError(t, err)
+			c := stream.CachedInfo().Config
+			kept := c.MaxMsgsPerSubject
+			c.MaxMsgsPerSubject = 2
+			_, err = admin(t, d.nc).UpdateStream(soon(t), c)
+			require.NoError(t, err)
+			if lengthened {
+				c.MaxMsgsPerSubject = kept
+				_, err = admin(t, d.nc).UpdateStream(soon(t), c)
+				require.NoError(t, err)
+			}
+			for who, store := range map[string]*natskv.Store[string, string]{"its writer": d.Store, "another": d.sound} {
+				_, made, err = store.Outcome(soon(t), "k", op)
+				require.NoError(t, err, who)
+				require.True(t, made, "%s calls a write lost that was made: only the leader remembers it", who)
+				_, _, err = store.Outcome(soon(t), "k", never)
+				require.ErrorIs(t, err, natskv.ErrForgotten, "%s: nothing proves that it was not made", who)
+			}
+		})
+	}
+}
+
+// TestS31_KeysThatOtherClientsHaveCreated asks about writes that were never made, of
+// keys whose first message is another client's.
+func TestS31_KeysThatOtherClientsHaveCreated(t *testing.T) {
+	t.Parallel()
+	_, kv, s := oneServer(t)
+	_, err := kv.Create(soon(t), "created", []byte("theirs"))
+	require.NoError(t, err)
+	_, err = kv.Put(soon(t), "put", []byte("theirs"))
+	require.NoError(t, err)
+	_, made, err := s.Outcome(soon(t), "created", newOp())
+	require.NoError(t, err)
+	assert.False(t, made)
+	_, _, err = s.Outcome(soon(t), "put", newOp())
+	require.ErrorIs(t, err, natskv.ErrForgotten, "nothing proves that it is the first")
+}
+
 // TestP15_S46_TheServerForgetsIds restarts the server, which then knows only the
 // ids of the messages that it still has.
 func TestP15_S46_TheServerForgetsIds(t *testing.T) {

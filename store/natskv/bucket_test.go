@@ -220,47 +220,63 @@ func TestPage_AnswersOfOthers(t *testing.T) {
 }
 
 func TestPage_Markers(t *testing.T) {
-	for operation, want := range map[string][2]bool{"": {}, "PUT": {}, "DEL": {true, false}, "PURGE": {true, true}} {
+	for operation, want := range map[string]bool{"": false, "PUT": false, "DEL": true, "PURGE": true} {
 		p, _, err := takeAll(answer("a", 3, 0, "KV-Operation", operation))
 		require.NoError(t, err)
-		assert.Equal(t, want, [2]bool{p.found[0].marker, p.found[0].purge}, operation)
+		assert.Equal(t, want, p.found[0].marker, operation)
 	}
 	p, _, err := takeAll(answer("a", 3, 0, jetstream.MarkerReasonHeader, "MaxAge"))
 	require.NoError(t, err)
 	assert.False(t, p.found[0].live(), "what has expired is absent")
 }
 
+// TestPage_First has messages that prove that they are the first of their subject,
+// and others.
+func TestPage_First(t *testing.T) {
+	const last, of = jetstream.ExpectedLastSubjSeqHeader, jetstream.ExpectedLastSubjSeqSubjHeader
+	for want, all := range map[bool][][]string{
+		true:  {{last, "0"}, {last, "0", "KV-Operation", "DEL"}},
+		false: {{}, {last, "7"}, {last, ""}, {last, "7", last, "0"}, {last, "0", of, "b"}},
+	} {
+		for _, headers := range all {
+			p, _, err := takeAll(answer("a", 3, 0, headers...))
+			require.NoError(t, err)
+			assert.Equal(t, want, p.found[0].first, "%v", headers)
+		}
+	}
+}
+
 func TestReachesBack(t *testing.T) {
 	b := &bucket{history: 3}
 	past := func(seqs ...uint64) (all []stored) {
 		for _, s := range seqs {
-			all = append(all, stored{seq: s})
+			all = append(all, stored{seq: s, first: s == 5})
 		}
 		return all
 	}
-	purged := past(5, 7)
-	purged[0].marker, purged[0].purge = true, true
 	for what, c := range map[string]struct {
 		past    []stored
 		d       doubt
 		doubted bool
 		want    bool
 	}{
-		"all of the key":                {past(5, 7), doubt{}, false, true},
-		"full":                          {past(5, 7, 9), doubt{}, false, false},
-		"full, and the base is there":   {past(5, 7, 9), doubt{expected: 5}, true, true},
-		"full, and the base is gone":    {past(5, 7, 9), doubt{expected: 4}, true, false},
-		"full, of a creation":           {past(5, 7, 9), doubt{expected: 0}, true, false},
-		"a creation":                    {past(5, 7), doubt{expected: 0}, true, true},
-		"purged":                        {purged, doubt{}, false, false},
-		"purged, and the base is there": {purged, doubt{expected: 7}, true, true},
-		"purged, and the base was purged with it": {purged, doubt{expected: 3}, true, false},
+		"all of the key":              {past(5, 7), doubt{}, false, true},
+		"full":                        {past(5, 7, 9), doubt{}, false, false},
+		"full, and the base is there": {past(5, 7, 9), doubt{expected: 5}, true, true},
+		"full, and the base is gone":  {past(5, 7, 9), doubt{expected: 4}, true, false},
+		"full, of a creation":         {past(5, 7, 9), doubt{expected: 0}, true, false},
+		"a creation":                  {past(5, 7), doubt{expected: 0}, true, true},
+		"cut":                         {past(6, 7), doubt{}, false, false},
+		"cut, and the base is there":  {past(6, 7), doubt{expected: 7}, true, true},
+		"cut, and the base is gone":   {past(6, 7), doubt{expected: 3}, true, false},
+		"cut, of a creation":          {past(6, 7), doubt{expected: 0}, true, false},
 	} {
 		assert.Equal(t, c.want, b.reachesBack(c.past, c.d, c.doubted), what)
 	}
 	assert.False(t, (&bucket{history: 0}).reachesBack(past(5), doubt{}, false), "a bucket in which some expire")
 	assert.True(t, (&bucket{history: 0}).reachesBack(past(5), doubt{expected: 5}, true))
 	assert.True(t, (&bucket{history: -1}).reachesBack(past(5, 7, 9), doubt{}, false), "a bucket that keeps everything")
+	assert.False(t, (&bucket{history: -1}).reachesBack(past(6, 7, 9), doubt{}, false), "a bucket that kept everything")
 }
 
 func TestDoubts(t *testing.T) {
@@ -380,6 +396,27 @@ func TestLast_InPages(t *testing.T) {
 	assert.Equal(t, map[string]stored{"a": {seq: 11}, "b": {seq: 5}, "c": {seq: 8}}, got)
 	assert.EqualValues(t, 6, asked[1].Seq)
 	assert.EqualValues(t, 12, b.high.Load())
+}
+
+// TestLast_APageIsNotOlderThanTheOneBeforeIt has servers that are all beyond what is
+// asked for, and at different moments. The key "late" had a value at all of them:
+// message 30 as of message 60, and message 90 as of message 100.
+func TestLast_APageIsNotOlderThanTheOneBeforeIt(t *testing.T) {
+	asked := 0
+	b := askedOf()
+	b.ask = func(_ context.Context, r request) (page, error) {
+		switch asked++; asked {
+		case 1:
+			return page{found: []found{{"early", stored{seq: 40}}}, lastSeq: 40, pending: 1, includes: 100}, nil
+		case 2:
+			return page{includes: 60}, nil // where "late" comes before what this page begins with
+		}
+		assert.EqualValues(t, 41, r.Seq)
+		return page{found: []found{{"late", stored{seq: 90}}}, lastSeq: 90, includes: 100}, nil
+	}
+	got, err := b.last(t.Context(), 50, []string{"early", "late"})
+	require.NoError(t, err)
+	assert.Equal(t, map[string]stored{"early": {seq: 40}, "late": {seq: 90}}, got)
 }
 
 // TestPast_AServerThatIsBehindIsNotBelieved asks for a key's history.

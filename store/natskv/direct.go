@@ -20,7 +20,7 @@ type stored struct {
 	id     string // of the write that made it, as messageID
 	ttl    string // after which it expires; "": never
 	marker bool   // it says that the key is absent
-	purge  bool   // what came before it is gone
+	first  bool   // when it was stored the subject had no message
 }
 
 // live reports whether s is a value.
@@ -122,8 +122,9 @@ func (p *page) take(m *nats.Msg, stream string, single bool) (over bool, err err
 		seq: seq, data: m.Data, id: m.Header.Get(jetstream.MsgIDHeader), ttl: m.Header.Get(jetstream.MsgTTLHeader),
 	}}
 	operation := m.Header.Get("KV-Operation")
-	f.purge = operation == "PURGE" || m.Header.Get("Nats-Marker-Reason") != ""
-	f.marker = operation == "DEL" || f.purge
+	f.marker = operation == "DEL" || operation == "PURGE" || m.Header.Get(jetstream.MarkerReasonHeader) != ""
+	f.first = m.Header.Get(jetstream.ExpectedLastSubjSeqHeader) == "0" && // its writer said so, and the server compared
+		m.Header.Get(jetstream.ExpectedLastSubjSeqSubjHeader) == "" // with no other subject
 	p.found, p.lastSeq = append(p.found, f), f.seq
 	return single, nil
 }
@@ -160,7 +161,9 @@ func (b *bucket) again(ctx context.Context, pause *time.Duration) bool {
 // Every server that has the stream may answer, also one that was cut off and
 // serves old states for as long as that lasts (P21). What it answers includes all
 // messages up to a number that it names; if that is below least it is asked
-// again, which is likely to reach another.
+// again, which is likely to reach another. A page must not be of an earlier moment
+// than the one before it: a key that was written in between would be behind the
+// one and not yet in the other.
 func (b *bucket) last(ctx context.Context, least uint64, subjects []string) (map[string]stored, error) {
 	result := make(map[string]stored, len(subjects))
 	r := request{MultiLast: subjects, MaxBytes: pageBytes}
@@ -176,6 +179,7 @@ func (b *bucket) last(ctx context.Context, least uint64, subjects []string) (map
 			continue
 		}
 		b.see(p.includes)
+		least = max(least, p.includes) // the next page may come from another server
 		for _, f := range p.found {
 			result[f.subject] = f.stored // of two pages the later has the newer
 		}

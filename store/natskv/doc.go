@@ -77,7 +77,9 @@
 //     nothing does. Outcome then fails with [ErrForgotten] and the cache keeps the key
 //     out of memory. Give a bucket a longer history if single keys are written many
 //     times a second. Where keys may expire, the same is so of every write that is
-//     not found and that the Store, or another in its place, has not sent itself.
+//     not found and that the Store, or another in its place, has not sent itself; and
+//     where a key's first message is of a client that did not demand that it be the
+//     first, as Create does and Put does not: it does not prove that none was before.
 //   - The stream must keep what it has acknowledged: by default a server asks its disk
 //     every two minutes, see [tidemark.NATSStream].
 //   - A value and its headers, about 300 bytes, must fit the server's max_payload, or

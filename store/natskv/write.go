@@ -14,10 +14,12 @@ import (
 )
 
 // ErrForgotten means that the bucket cannot tell any more what became of a write:
-// its key has been written so often since, or was purged, that the history does
-// not reach back to it, and the servers' memory of message ids, two minutes or
-// what the bucket's stream says, does not know it. It may or may not have been
-// committed.
+// the history that it keeps of the key does not reach back to the write for sure,
+// and the servers' memory of message ids, two minutes or what the bucket's stream
+// says, does not know it. The key was written too often since, or was purged, or
+// the bucket's history was made shorter; or the key's first message is of a client
+// that did not demand that it be the first, as Put of other clients does not. The
+// write may or may not have been committed.
 var ErrForgotten = errors.New("natskv: the bucket no longer knows what became of the write")
 
 // CompareAndSet implements [tidemark.Store] with one message, which the server
@@ -352,14 +354,16 @@ func (b *bucket) recall(ctx context.Context, name, id string, is stored, d doubt
 
 // reachesBack reports whether a write that is not among past was not made: past
 // goes back to the message in whose place the write would have come, or to the
-// beginning of the key. That there are fewer than are kept says nothing where
-// some expire.
+// beginning of the key, which the first message proves of itself. That there are
+// fewer than are kept is no proof: some may have been purged, and the bucket's
+// history may have been shorter for a while. That there are as many proves that
+// some may be missing, also between two pages; and where some expire, any may be.
 func (b *bucket) reachesBack(past []stored, d doubt, doubted bool) bool {
 	oldest := past[0]
 	if doubted && d.expected >= oldest.seq {
 		return true
 	}
-	return (b.history < 0 || len(past) < b.history) && !oldest.purge
+	return (b.history < 0 || len(past) < b.history) && oldest.first
 }
 
 // remembered asks the stream's leader whether it knows the id of a message that
