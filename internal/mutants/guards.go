@@ -3611,7 +3611,7 @@ var guards = []guard{
 		pkg:    "./outbox",
 	},
 	{
-		name:   "relay triggers 3",
+		name:   "relay triggers 4",
 		file:   "store/postgres/outbox/install.go",
 		old:    "concat_ws('/', oid, joined, trigger",
 		new:    "concat_ws('/', oid, trigger",
