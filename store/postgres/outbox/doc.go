@@ -29,7 +29,8 @@
 // attached or detached, a column that ALTER TABLE rewrites, and all writes while a
 // trigger is disabled or dropped. But the relay notices when partitions or triggers
 // are not what they were, also if it was undone: it then tells once that everything
-// may have changed, and answers no probe while one of the triggers is missing.
+// may have changed, and answers no probe while one of the triggers is missing. Only a
+// partition that is attached and detached again between two looks leaves no trace.
 //
 // # What is promised
 //
