@@ -479,7 +479,7 @@ func TestRelay_NoticesPartitionsThatWereAway(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, whole)
 		want = append(want, fmt.Sprintf("probe 7.%d", nonce))
-		eventually(t, func() bool { return len(log.told()) >= before+len(want) }, "%d are told: %v", before, log.told)
+		hears(t, log, want[len(want)-1])
 		assert.Equal(t, want, log.told()[before:])
 	}
 	tells("*")
