@@ -48,7 +48,19 @@ type database struct {
 // outbox.
 func newDatabase(t testing.TB, table Table) *database {
 	t.Helper()
-	d := openDatabase(t, pgtest.Database(t, execute))
+	return setUp(t, pgtest.Database(t, execute), table)
+}
+
+// newServer is newDatabase on a server of its own: what other tests have open there
+// would hold back xmin, and with it the floor.
+func newServer(t testing.TB, table Table) *database {
+	t.Helper()
+	return setUp(t, pgtest.Start(t, "fsync=off", "autovacuum=off").URL, table)
+}
+
+func setUp(t testing.TB, url string, table Table) *database {
+	t.Helper()
+	d := openDatabase(t, url)
 	d.exec(createAccounts)
 	if table.Name != "" {
 		require.NoError(t, Install(t.Context(), d, table))

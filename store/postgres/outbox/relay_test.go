@@ -70,7 +70,7 @@ func TestS35_ALateCommitIsNotSkipped(t *testing.T) {
 // TestS35_TheYoungerTransactionDrawsTheSmallerId: a transaction that is under way may
 // have an id above the xmax of a snapshot that was taken meanwhile.
 func TestS35_TheYoungerTransactionDrawsTheSmallerId(t *testing.T) {
-	d, log := newDatabase(t, accounts), &memLog{}
+	d, log := newServer(t, accounts), &memLog{}
 	s := newSession(t, d, log)
 	pass := func() {
 		whole, err := s.pass()
@@ -96,7 +96,7 @@ func TestS35_TheYoungerTransactionDrawsTheSmallerId(t *testing.T) {
 // TestRelay_LooksWhereSomethingMayBe: what was told and is not vacuumed is not looked
 // at again, once no transaction of that time is open.
 func TestRelay_LooksWhereSomethingMayBe(t *testing.T) {
-	d, log := newDatabase(t, accounts), &memLog{}
+	d, log := newServer(t, accounts), &memLog{}
 	s := newSession(t, d, log)
 	insert := func(key string) {
 		d.exec(fmt.Sprintf(`INSERT INTO accounts VALUES ('%s', 1, 1)`, key))
@@ -131,7 +131,7 @@ func TestRelay_LooksWhereSomethingMayBe(t *testing.T) {
 // TestRelay_SweepsBelowTheFloor: a sequence that was set back and has caught up before
 // the relay has looked leaves rows below its floor.
 func TestRelay_SweepsBelowTheFloor(t *testing.T) {
-	d, log := newDatabase(t, accounts), &memLog{}
+	d, log := newServer(t, accounts), &memLog{}
 	s := newSession(t, d, log)
 	pass := func() {
 		for whole := false; !whole; {
