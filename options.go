@@ -49,7 +49,7 @@ type Options[K comparable, V any] struct {
 	// Shards is the number of shards, rounded up to a power of two, at most
 	// 4096. Zero means a number that fits ExpectedEntries and GOMAXPROCS. Writers of
 	// one shard wait for each other, and all of them while it grows, which takes
-	// some 40 ns for each of its entries: a fraction of a millisecond if there are
+	// some 60 ns for each of its entries: a fraction of a millisecond if there are
 	// as many shards as Zero means.
 	Shards int
 

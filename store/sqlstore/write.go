@@ -7,11 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"strings"
-	"time"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/backoff"
 )
 
 // CompareAndSet implements [tidemark.Store] with one transaction: an UPDATE that
@@ -89,26 +88,9 @@ func (t *table) write(ctx context.Context, c change) (tidemark.Version, error) {
 		switch {
 		case !errors.As(err, &refused):
 			return v, err
-		case attempt == maxAttempts || !isTransient(refused) || !pause(ctx, attempt):
+		case attempt == backoff.Attempts || !isTransient(refused) || !backoff.Pause(ctx, attempt):
 			return 0, unavailable(c.what, refused.error)
 		}
-	}
-}
-
-// maxAttempts bounds the work done for one write. Pauses of 2, 4, 8 and 16 ms,
-// each up to twice as long by chance, come between the attempts.
-const maxAttempts = 5
-
-// pause waits before the next attempt and reports false if ctx ended first.
-func pause(ctx context.Context, attempt int) bool {
-	shortest := time.Millisecond << attempt
-	timer := time.NewTimer(shortest + rand.N(shortest))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

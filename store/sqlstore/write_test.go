@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/backoff"
 )
 
 var (
@@ -249,7 +250,7 @@ func TestWrite_TriesAgainWhatTheDatabaseRefusedToSerialize(t *testing.T) {
 			_, err = store.CompareAndSet(t.Context(), "k", 6, "v", op)
 			assert.Equal(t, notCommitted, verdictOf(err))
 			assert.ErrorIs(t, err, tt.err)
-			assert.LessOrEqual(t, f.count("begin"), maxAttempts)
+			assert.LessOrEqual(t, f.count("begin"), backoff.Attempts)
 		})
 	}
 
@@ -270,8 +271,8 @@ func TestWrite_BusyInAnswerToCommit(t *testing.T) {
 		f.fail["commit"] = always(busy)
 		_, err := store.CompareAndSet(t.Context(), "k", 6, "v", op)
 		assert.Equal(t, notCommitted, verdictOf(err))
-		assert.Equal(t, maxAttempts, f.count("commit"))
-		assert.Equal(t, maxAttempts, f.count("close"), "each left its transaction open")
+		assert.Equal(t, backoff.Attempts, f.count("commit"))
+		assert.Equal(t, backoff.Attempts, f.count("close"), "each left its transaction open")
 	})
 	for _, d := range []Dialect{PostgreSQL, MySQL} {
 		for _, err := range []error{busy, sqlState("40001")} {
