@@ -2,6 +2,8 @@ module github.com/tidemark-go/tidemark/integration
 
 go 1.26.0
 
+tool github.com/nats-io/nats-server/v2
+
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/go-sql-driver/mysql v1.10.1

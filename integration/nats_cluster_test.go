@@ -6,15 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/assert"
@@ -44,25 +44,25 @@ const (
 // are two cables, one for each direction in which a server may connect.
 type trio struct {
 	t       testing.TB
-	servers [3]*server.Server
-	folders [3]func(*server.Options)
-	ports   [3]int       // of clients
+	servers [3]*natsProcess
+	configs [3]natsConfig
 	routes  [3][3]*cable // from one to another
-	members [3]string    // addresses for routes
 }
 
 func newTrio(t testing.TB) *trio {
 	t.Helper()
 	c := &trio{t: t}
-	for i := range c.servers {
-		c.ports[i] = freePort(t)
-		c.members[i] = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
-		c.folders[i] = streaming(t)
+	for i := range c.configs {
+		c.configs[i] = natsConfig{
+			name: fmt.Sprint("server", i), port: freePort(t), monitor: freePort(t), folder: filepath.Join(t.TempDir(), "streams"),
+			member: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t))),
+		}
 	}
-	for i := range c.servers {
-		for j := range c.servers {
+	for i := range c.routes {
+		for j := range c.routes {
 			if i != j {
-				c.routes[i][j] = newCableTo(t, c.members[j])
+				c.routes[i][j] = newCableTo(t, c.configs[j].member)
+				c.configs[i].routes = append(c.configs[i].routes, c.routes[i][j].listener.Addr().String())
 			}
 		}
 	}
@@ -75,34 +75,18 @@ func newTrio(t testing.TB) *trio {
 // start starts a server, also once more.
 func (c *trio) start(i int) {
 	c.t.Helper()
-	member, err := net.ResolveTCPAddr("tcp", c.members[i])
-	require.NoError(c.t, err)
-	c.servers[i] = natsServer(c.t, func(o *server.Options) {
-		c.folders[i](o)
-		o.Port, o.ServerName = c.ports[i], fmt.Sprint("server", i)
-		o.LameDuckDuration, o.LameDuckGracePeriod = time.Second, 300*time.Millisecond
-		// Servers tell each other where they are, and would connect past the
-		// cables: NoAdvertise hides that from clients only.
-		o.Cluster = server.ClusterOpts{
-			Name: "tidemark", Host: "127.0.0.1", Port: member.Port,
-			NoAdvertise: true, Advertise: "127.0.0.1:1", PoolSize: -1,
-		}
-		for _, w := range c.routes[i] {
-			if w != nil {
-				o.Routes = append(o.Routes, &url.URL{Scheme: "nats-route", Host: w.listener.Addr().String()})
-			}
-		}
-	})
-}
-
-// stop shuts a server down.
-func (c *trio) stop(i int) {
-	c.servers[i].Shutdown()
-	c.servers[i].WaitForShutdown()
+	c.servers[i] = startNATS(c.t, c.configs[i])
 }
 
 // at returns the URL of one server, which its clients do not leave.
-func (c *trio) at(i int) string { return c.servers[i].ClientURL() }
+func (c *trio) at(i int) string { return "nats://" + c.servers[i].address() }
+
+// anywhere returns the URLs of all servers, which a client tries in this order from
+// one on.
+func (c *trio) anywhere(first int) string {
+	j, k := c.others(first)
+	return strings.Join([]string{c.at(first), c.at(j), c.at(k)}, ",")
+}
 
 // An outage is what befalls a cable between a server, and the others. outward says
 // that the server is the one that connects.
@@ -196,11 +180,15 @@ func (c *trio) wholeStream(js jetstream.JetStream, name string) bool {
 // leader returns who leads the stream, as one of those who say so.
 func (c *trio) leader(except ...int) int {
 	c.t.Helper()
+	return c.streamLeader(tidemark.NATSStreamName(natsCache), except...)
+}
+
+// streamLeader is leader for any stream.
+func (c *trio) streamLeader(stream string, except ...int) int {
+	c.t.Helper()
 	leader := -1
 	eventually(c.t, func() bool {
-		leader = slices.IndexFunc(c.servers[:], func(s *server.Server) bool {
-			return s.Running() && s.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, tidemark.NATSStreamName(natsCache))
-		})
+		leader = slices.IndexFunc(c.servers[:], func(p *natsProcess) bool { return p.leads(stream) })
 		return leader >= 0 && !slices.Contains(except, leader)
 	}, "nobody leads the stream")
 	return leader
@@ -409,7 +397,7 @@ func (c *trio) logAt(i int) tidemark.Invalidator {
 func (c *trio) lead(i int) {
 	c.t.Helper()
 	nc := dial(c.t, c.at(i), quiet)
-	ask := fmt.Sprintf(`{"placement":{"preferred":%q}}`, c.servers[i].Name())
+	ask := fmt.Sprintf(`{"placement":{"preferred":%q}}`, c.servers[i].name)
 	eventually(c.t, func() bool {
 		if c.leader() == i {
 			return true
@@ -561,7 +549,7 @@ func TestP25_S49_MemoryStreamOnThreeAfterARestart(t *testing.T) {
 	}
 	before := state(t, js)
 	for i := range c.servers {
-		c.stop(i)
+		c.servers[i].stop()
 	}
 	for _, o := range readers {
 		w.fellBack(o)
@@ -593,9 +581,7 @@ func TestCluster_LameDucks(t *testing.T) {
 	js := c.setUp(onThree())
 	w := newWatch(t, newLedger())
 	moving := func(first int) tidemark.Invalidator {
-		j, k := c.others(first)
-		all := c.at(first) + "," + c.at(j) + "," + c.at(k)
-		return tidemark.NATS(dial(t, all, quiet, nats.DontRandomize()), inCluster(onThree()))
+		return tidemark.NATS(dial(t, c.anywhere(first), quiet, nats.DontRandomize()), inCluster(onThree()))
 	}
 	writer, reader, strict := w.add("writer", moving(0)), w.add("reader", moving(1)), w.add("strict", moving(2), failing)
 	w.begin()
@@ -605,7 +591,7 @@ func TestCluster_LameDucks(t *testing.T) {
 	for i := range c.servers {
 		c.lead(i)
 		w.progress(writer)
-		c.servers[i].LameDuckShutdown()
+		c.servers[i].retire()
 		w.recovered()
 		c.start(i)
 		eventually(t, func() bool { return c.whole(js) }, "server %d does not come back", i)

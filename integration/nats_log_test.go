@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/url"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1409,37 +1407,11 @@ func TestJetStream_HintBesideTheLog(t *testing.T) {
 	}
 }
 
-// cluster starts three servers that keep streams together.
-func cluster(t testing.TB) (all []*server.Server) {
-	t.Helper()
-	var ports []int
-	var routes []*url.URL
-	for range 3 {
-		port := freePort(t)
-		ports = append(ports, port)
-		routes = append(routes, &url.URL{Scheme: "nats-route", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))})
-	}
-	for i, port := range ports {
-		folder := streaming(t)
-		all = append(all, natsServer(t, func(o *server.Options) {
-			folder(o)
-			o.ServerName = fmt.Sprint("server", i)
-			o.Cluster = server.ClusterOpts{Name: "tidemark", Host: "127.0.0.1", Port: port}
-			o.Routes = routes
-		}))
-	}
-	return all
-}
-
 // TestS50_P26_StreamLeaderDies kills the server that leads the stream while one
 // client appends and another reads.
 func TestS50_P26_StreamLeaderDies(t *testing.T) {
-	servers := cluster(t)
-	var urls []string
-	for _, s := range servers {
-		urls = append(urls, s.ClientURL())
-	}
-	connect := func() *nats.Conn { return dial(t, strings.Join(urls, ","), quiet) }
+	c := newTrio(t)
+	connect := func() *nats.Conn { return dial(t, c.anywhere(0), quiet) }
 	three := with(&tidemark.NATSStream{MaxBytes: 16 << 20})
 	nc := connect()
 	within(t, func() bool {
@@ -1451,19 +1423,13 @@ func TestS50_P26_StreamLeaderDies(t *testing.T) {
 	const n = 1500
 	h := &history{acked: map[uint64][]byte{}}
 	from, to := tidemark.NATS(connect(), three).Log, tidemark.NATS(connect(), three).Log
-	leader := state(t, admin(t, nc)).Cluster.Leader
+	leader := c.leader()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
 		h.write(t, from, 1, n/3)
 		var dies sync.WaitGroup
-		dies.Go(func() {
-			for _, s := range servers {
-				if s.Name() == leader {
-					s.Shutdown()
-				}
-			}
-		})
+		dies.Go(c.servers[leader].kill)
 		h.write(t, from, n/3+1, 2*n/3)
 		dies.Wait()
 		h.write(t, from, 2*n/3+1, n)
@@ -1472,5 +1438,5 @@ func TestS50_P26_StreamLeaderDies(t *testing.T) {
 	wg.Wait()
 	h.check(t)
 	t.Logf("%d readers, %d attempts for %d messages", h.readers, h.attempts, n)
-	require.NotEqual(t, leader, state(t, admin(t, nc)).Cluster.Leader)
+	require.NotEqual(t, leader, c.leader())
 }

@@ -33,10 +33,10 @@ type doubtful struct {
 	nc    *nats.Conn // the sound link
 }
 
-func newDoubtful(t *testing.T, s *server.Server, change ...func(*jetstream.KeyValueConfig)) *doubtful {
+func newDoubtful(t *testing.T, address string, change ...func(*jetstream.KeyValueConfig)) *doubtful {
 	t.Helper()
-	d := &doubtful{t: t, proxy: newCommitProxy(t, s.Addr().String(), jetstream.MsgIDHeader)}
-	d.nc = dial(t, s.ClientURL(), quiet)
+	d := &doubtful{t: t, proxy: newCommitProxy(t, address, jetstream.MsgIDHeader)}
+	d.nc = dial(t, "nats://"+address, quiet)
 	d.kv = newBucket(t, d.nc, change...)
 	nc, err := nats.Connect("nats://"+d.proxy.address, append(tidemark.NATSConnectOptions(), quiet)...)
 	require.NoError(t, err)
@@ -73,21 +73,21 @@ func (d *doubtful) overwrite(times int) {
 func TestP20_S31_WritesInDoubt(t *testing.T) {
 	t.Run("one server", func(t *testing.T) {
 		t.Parallel()
-		testWritesInDoubt(t, natsServer(t, streaming(t)), 1)
+		testWritesInDoubt(t, natsServer(t, streaming(t)).Addr().String(), 1)
 	})
 	t.Run("three servers", func(t *testing.T) {
 		t.Parallel()
 		c := newTrio(t)
 		c.setUp(onThree())
-		testWritesInDoubt(t, c.servers[0], 3)
+		testWritesInDoubt(t, c.servers[0].address(), 3)
 	})
 }
 
-func testWritesInDoubt(t *testing.T, s *server.Server, replicas int) {
+func testWritesInDoubt(t *testing.T, address string, replicas int) {
 	for _, f := range []fault{commitLost, answerLost} {
 		for _, later := range []int{0, 1, 7, 30} {
 			t.Run(fmt.Sprintf("%v, %d writes later", f, later), func(t *testing.T) {
-				d := newDoubtful(t, s, func(c *jetstream.KeyValueConfig) { c.History, c.Replicas = 8, replicas })
+				d := newDoubtful(t, address, func(c *jetstream.KeyValueConfig) { c.History, c.Replicas = 8, replicas })
 				base, err := d.sound.CompareAndSet(soon(t), "k", 0, "first", newOp())
 				require.NoError(t, err)
 				op := d.doubt(f, base)
@@ -138,7 +138,7 @@ func TestS31_TheHistoryIsMadeShorter(t *testing.T) {
 	for what, lengthened := range map[string]bool{"cut": false, "cut and lengthened again": true} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			d := newDoubtful(t, s)
+			d := newDoubtful(t, s.Addr().String())
 			base, err := d.sound.CompareAndSet(soon(t), "k", 0, "first", newOp())
 			require.NoError(t, err)
 			never := newOp()
@@ -195,7 +195,7 @@ func TestP15_S46_TheServerForgetsIds(t *testing.T) {
 		return natsServer(t, func(o *server.Options) { folder(o); o.Port = port })
 	}
 	s := start()
-	d := newDoubtful(t, s, func(c *jetstream.KeyValueConfig) { c.History = 8 })
+	d := newDoubtful(t, s.Addr().String(), func(c *jetstream.KeyValueConfig) { c.History = 8 })
 	base, err := d.sound.CompareAndSet(soon(t), "k", 0, "first", newOp())
 	require.NoError(t, err)
 	kept, lost := newOp(), d.doubt(answerLost, base)
@@ -384,7 +384,7 @@ func TestS32_AWriteThatWasCalledLostIsNotMadeLater(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d := newDoubtful(t, s)
+			d := newDoubtful(t, s.Addr().String())
 			base, expected := prepare(d)
 			before, at, notFound := d.sound.Load(soon(t), "k")
 			op := d.doubt(commitLost, base)
@@ -422,7 +422,7 @@ func TestI10_NoUpdateIsLostWhileServersDie(t *testing.T) {
 	t.Parallel()
 	c := newTrio(t)
 	c.setUp(onThree())
-	anywhere := dial(t, strings.Join([]string{c.at(0), c.at(1), c.at(2)}, ","), quiet)
+	anywhere := dial(t, c.anywhere(0), quiet)
 	kv := newBucket(t, anywhere, onThreeServers, func(c *jetstream.KeyValueConfig) { c.History = 64 })
 	const writers = 4
 	over := make(chan struct{})
@@ -433,7 +433,7 @@ func TestI10_NoUpdateIsLostWhileServersDie(t *testing.T) {
 	end := sync.OnceFunc(func() { close(over); wg.Wait() })
 	defer end()
 	for i := range writers {
-		nc := dial(t, strings.Join([]string{c.at(i % 3), c.at((i + 1) % 3), c.at((i + 2) % 3)}, ","), quiet)
+		nc := dial(t, c.anywhere(i%3), quiet)
 		store, err := natskv.New(soon(t), nc, natskv.Options[string, int]{Bucket: kv.Bucket()})
 		require.NoError(t, err)
 		cache, err := tidemark.New(tidemark.Options[string, int]{Store: store, DoubtTimeout: 3 * time.Second, LoadTimeout: 3 * time.Second})
@@ -480,7 +480,7 @@ func TestI10_NoUpdateIsLostWhileServersDie(t *testing.T) {
 	}
 	x := c.leaderOf(kv)
 	time.Sleep(500 * time.Millisecond)
-	c.stop(x)
+	c.servers[x].kill()
 	y := c.leaderOf(kv, x)
 	time.Sleep(500 * time.Millisecond)
 	c.start(x)

@@ -328,7 +328,7 @@ func TestFollow_OnThree(t *testing.T) {
 	}
 	put("before")
 	shows("before")
-	c.stop(x)
+	c.servers[x].kill()
 	put("after")
 	shows("after")
 	put("later")

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -339,14 +338,7 @@ func TestNATSKV_FullBucket(t *testing.T) {
 // leaderOf returns who leads a bucket's stream, as one of those who say so.
 func (c *trio) leaderOf(kv jetstream.KeyValue, except ...int) int {
 	c.t.Helper()
-	leader := -1
-	eventually(c.t, func() bool {
-		leader = slices.IndexFunc(c.servers[:], func(s *server.Server) bool {
-			return s.Running() && s.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, "KV_"+kv.Bucket())
-		})
-		return leader >= 0 && !slices.Contains(except, leader)
-	}, "nobody leads the bucket")
-	return leader
+	return c.streamLeader("KV_"+kv.Bucket(), except...)
 }
 
 // directly asks whichever server answers for the last message of a key, as a KV
