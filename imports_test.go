@@ -68,7 +68,7 @@ var (
 	}
 
 	// notShipped are the modules that nobody imports or installs.
-	notShipped = []string{"bench", "integration"}
+	notShipped = []string{"bench", "docs", "integration"}
 )
 
 // TestImports keeps test code and heavy clients out of the binaries of our

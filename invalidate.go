@@ -184,6 +184,8 @@ type member[K comparable, V any] struct {
 
 	ear *ear // the transport that it trusts: the Log, or else the Hint
 
+	seal, askedSeal *replica.Seal // of the nonces of probes and asked
+
 	mu      sync.Mutex         // guards everything below, and what ear says
 	probes  replica.Probes     // the hellos
 	asked   replica.Probes     // the probes that go through the source
@@ -207,7 +209,7 @@ type ear struct {
 	origins map[uint64]*voice
 
 	deaf  bool   // the own hello has yet to come back
-	since uint64 // the lowest nonce that proves that it hears now
+	since uint64 // the lowest number of an own hello that proves that it hears now
 	heard int64  // when the own hello last came back
 }
 
@@ -215,6 +217,8 @@ type ear struct {
 type voice struct {
 	seq    uint64 // the highest number heard
 	done   uint64 // the highest number applied
+	below  uint64 // number of its latest hello if that was not above seq, see lower
+	lower  int    // how many such hellos there were in a row
 	hello  int64  // when it last said hello; 0: it never did, or said goodbye
 	silent bool   // that it no longer does was noticed
 	pause  int64  // between two of its hellos: the latest, or half the one before if that is more
@@ -223,12 +227,13 @@ type voice struct {
 const (
 	maxOrigins  = 4096 // remembered; one that was forgotten makes suspect once
 	missedBeats = 3    // without an own hello: cut off
+	lowerHellos = 3    // in a row: their numbers count, and not the higher one
 )
 
 // join connects c to its replicas. c is cut off until the first hello is back.
 func (c *Cache[K, V]) join() error {
 	inv := c.opts.Invalidator
-	r := &member[K, V]{c: c, beat: inv.beat()}
+	r := &member[K, V]{c: c, beat: inv.beat(), seal: replica.NewSeal(), askedSeal: replica.NewSeal()}
 	c.replica = r
 	c.cutOff()
 	r.out = newOutbox(inv, c.opts.SourceEpoch, c.caught, r.collapsed)
@@ -330,9 +335,9 @@ func (r *member[K, V]) notice() {
 
 func (r *member[K, V]) hello() {
 	r.mu.Lock()
-	nonce := r.probes.Send(r.c.moments()) // before it is sent (S61)
+	number := r.probes.Send(r.c.moments()) // before it is sent (S61)
 	r.mu.Unlock()
-	r.out.hello(nonce)
+	r.out.hello(r.seal.Nonce(number))
 }
 
 // lose is called when the transport may have missed messages, or is down.
@@ -357,13 +362,21 @@ func (r *member[K, V]) lose(e *ear, reason string) {
 	r.hello()
 }
 
-// hear is called when the own hello is back.
+// hear is called when an own hello is back, or what pretends to be one.
 func (r *member[K, V]) hear(e *ear, nonce uint64) {
+	if nonce == 0 {
+		return // the own goodbye: it proves nothing
+	}
+	number, own := r.seal.Number(nonce)
+	if !own {
+		r.forged(e)
+		return
+	}
 	r.mu.Lock()
-	fresh := nonce >= e.since
+	fresh := number >= e.since
 	away := fresh && r.c.now()-e.heard > missedBeats*int64(r.beat)
 	if fresh {
-		e.heard, e.since = r.c.now(), nonce+1 // a hello proves something once
+		e.heard, e.since = r.c.now(), number+1 // a hello proves something once
 	}
 	back := e.deaf && fresh && !r.ended
 	if back {
@@ -378,7 +391,7 @@ func (r *member[K, V]) hear(e *ear, nonce uint64) {
 		}
 	}
 	if e.log && !e.deaf {
-		if at, ok := r.probes.Back(nonce); ok && r.c.opts.Invalidator.Prober == nil {
+		if at, ok := r.probes.Back(number); ok && r.c.opts.Invalidator.Prober == nil {
 			r.c.fresh.Advance(at) // all that the log had before it has been applied
 		}
 	}
@@ -388,6 +401,21 @@ func (r *member[K, V]) hear(e *ear, nonce uint64) {
 		r.c.emit(Event{Kind: EventRejoined, Reason: e.name})
 	}
 }
+
+// forged is called when somebody speaks in the name of this replica. What it has
+// under way is worthless then, so that nobody can guess twice at one nonce.
+func (r *member[K, V]) forged(e *ear) {
+	r.mu.Lock()
+	r.probes.Void()
+	r.asked.Void()
+	e.since = r.probes.Latest() + 1
+	r.mu.Unlock()
+	r.bad.Add(1)
+	r.c.opts.Logger.Warn("tidemark: somebody else speaks in the name of this replica", "transport", e.name)
+	r.c.emit(Event{Kind: EventBadMessage, Reason: e.name, Err: errForged})
+}
+
+var errForged = errors.New("tidemark: a message in the name of this replica that it did not send")
 
 // receive takes one message from a transport.
 func (r *member[K, V]) receive(e *ear, msg []byte) {
@@ -545,9 +573,9 @@ func (r *member[K, V]) begin(key K, hash uint64, w *wire.Entry) {
 	s.mu.Lock()
 	s.holdLocked(key, hash, r.c.moment())
 	s.mu.Unlock()
-	ttl := time.Duration(w.TTL) * time.Millisecond
+	ttl := min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt) // no Options ask for more
 	r.mu.Lock()
-	begun, full := r.intents.Begin(w.Op, key, after(r.c.now(), ttl))
+	begun, full := r.intents.Begin(w.Op, key, len(w.Key), after(r.c.now(), ttl))
 	r.mu.Unlock()
 	if begun {
 		return
@@ -621,8 +649,14 @@ func (r *member[K, V]) listen(e *ear, m *wire.Message) (first bool, gap string, 
 	if m.Seq > v.seq+1 {
 		gap = fmt.Sprintf("messages %d to %d of origin %x are missing", v.seq+1, m.Seq-1, m.Origin)
 	}
-	if m.Seq <= v.seq {
+	switch {
+	case m.Seq > v.seq:
+		v.below, v.lower = 0, 0
+	case !v.counts(m):
 		return false, "", level // late or repeated; applying it again is harmless
+	default:
+		gap = fmt.Sprintf("origin %x goes on at %d, and %d was said in its name", m.Origin, m.Seq, v.seq)
+		v.done, v.below, v.lower = 0, 0, 0
 	}
 	v.seq = m.Seq
 	switch now := r.c.now(); {
@@ -636,6 +670,20 @@ func (r *member[K, V]) listen(e *ear, m *wire.Message) (first bool, gap string, 
 		v.hello, v.silent = now, false
 	}
 	return true, gap, level
+}
+
+// counts reports whether m, whose number is not above the highest one that was
+// heard, shows that the origin itself counts here: nobody else says hello several
+// times in a row with rising numbers, and nothing above them in between. Then
+// somebody else has said the higher number, and as long as that counted, nothing
+// that got lost was noticed.
+func (v *voice) counts(m *wire.Message) bool {
+	if m.Kind != wire.KindHello || m.Nonce == 0 || m.Seq <= v.below {
+		return false
+	}
+	v.below = m.Seq
+	v.lower++
+	return v.lower >= lowerHellos
 }
 
 // forgetOne makes room for another origin, if possible at the cost of one that

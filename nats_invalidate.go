@@ -2,6 +2,11 @@ package tidemark
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
@@ -483,6 +488,7 @@ type natsLog struct {
 	want     jetstream.StreamConfig
 	existing bool
 	subject  string
+	secret   [sha256.Size]byte // see messageID
 
 	ready atomic.Bool   // the stream was as it must be, and nothing has failed since
 	acked atomic.Uint64 // the number that was acknowledged last
@@ -493,7 +499,24 @@ func newNATSLog(nc *nats.Conn, o NATSOptions) (*natsLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &natsLog{nc: nc, js: js, want: o.streamConfig(), existing: o.Stream.Existing, subject: NATSLogSubject(o.Name)}, nil
+	l := &natsLog{nc: nc, js: js, want: o.streamConfig(), existing: o.Stream.Existing, subject: NATSLogSubject(o.Name)}
+	rand.Read(l.secret[:]) // never fails, see crypto/rand
+	return l, nil
+}
+
+// messageID returns the name by which the stream knows a message again, for two
+// minutes: that of its origin and number, which are unique. By a hash of its bytes
+// two messages could be the same, and the second be lost.
+//
+// Nobody else can make it. Who could would publish something under the name of a
+// message to come, and the stream would take that for sent.
+func (l *natsLog) messageID(m *wire.Message) string {
+	h := hmac.New(sha256.New, l.secret[:])
+	var b [16]byte
+	binary.LittleEndian.PutUint64(b[:], m.Origin)
+	binary.LittleEndian.PutUint64(b[8:], m.Seq)
+	h.Write(b[:]) // never fails, see hash.Hash
+	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // setUp creates the stream or verifies the one that is there.
@@ -544,9 +567,6 @@ func (l *natsLog) failed(ctx context.Context, what string, err, past error) erro
 // may fail though the stream has msg. Appending the same bytes again then
 // returns the number that they have, or stores them again if that was more than
 // two minutes ago. After a failure the next Append looks at the stream first.
-//
-// A message is known again by its origin and number, which are unique. By a hash
-// of its bytes two messages could be the same, and the second be lost.
 func (l *natsLog) Append(ctx context.Context, msg []byte) (seq uint64, err error) {
 	var m wire.Message
 	if err := wire.Decode(msg, &m); err != nil && !errors.Is(err, wire.ErrUnknownKind) {
@@ -566,7 +586,7 @@ func (l *natsLog) Append(ctx context.Context, msg []byte) (seq uint64, err error
 	}
 	past := l.nc.LastError()
 	ack, err := l.js.PublishMsg(ctx, &nats.Msg{Subject: l.subject, Data: msg},
-		jetstream.WithMsgID(fmt.Sprintf("%016x-%d", m.Origin, m.Seq)),
+		jetstream.WithMsgID(l.messageID(&m)),
 		jetstream.WithExpectStream(l.want.Name), // and no other that has taken the subject
 		jetstream.WithRetryAttempts(0))          // the caller retries
 	switch {

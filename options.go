@@ -19,7 +19,7 @@ const (
 	defaultLoadTimeout  = 30 * time.Second
 	defaultDoubtTimeout = 10 * time.Second
 	defaultMaxLoads     = 256
-	maxStrictDoubt      = 24 * time.Hour
+	maxStrictDoubt      = 30 * time.Minute // twice that is for how long anybody can keep a key out of memory
 	maxShards           = 4096
 	contendedShards     = 256     // more than this do not help writers
 	entriesPerShard     = 8 << 10 // at most, by default

@@ -64,28 +64,40 @@ func (r *member[K, V]) probe() (err error) {
 	ctx, cancel := context.WithTimeout(r.c.life, probeTimeout)
 	defer cancel()
 	r.mu.Lock()
-	nonce := r.asked.Send(r.c.moments()) // before it is sent (S61)
+	number := r.asked.Send(r.c.moments()) // before it is sent (S61)
 	r.mu.Unlock()
-	return r.c.opts.Invalidator.Prober.Probe(ctx, Probe{r.out.origin, nonce})
+	return r.c.opts.Invalidator.Prober.Probe(ctx, Probe{r.out.origin, r.askedSeal.Nonce(number)})
 }
 
 // answered takes the probes of one message, of which some may be this replica's.
 // The log has read what was told before them, without a hole, and that has been
 // applied: so has all that the source had when the probe was sent.
 func (r *member[K, V]) answered(e *ear, probes []wire.Probe) {
+	if !r.proven(e, probes) {
+		r.forged(e)
+	}
+}
+
+// proven is answered, and reports whether all that pretends to be this replica's is.
+func (r *member[K, V]) proven(e *ear, probes []wire.Probe) (own bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !e.log || e.deaf {
-		return
+		return true
 	}
 	for _, p := range probes {
 		if p.Origin != r.out.origin {
 			continue
 		}
-		if at, ok := r.asked.Back(p.Nonce); ok {
+		number, own := r.askedSeal.Number(p.Nonce)
+		if !own {
+			return false
+		}
+		if at, ok := r.asked.Back(number); ok {
 			r.c.fresh.Advance(at)
 		}
 	}
+	return true
 }
 
 // Answer sends probes back to their replicas. Call it when all that the source had

@@ -152,13 +152,13 @@ func TestProber_NothingIsProvenWhileDeaf(t *testing.T) {
 	r := c.replica
 	r.mu.Lock()
 	r.ear.deaf = true
-	nonce := r.asked.Send(c.moments())
+	nonce := r.askedSeal.Nonce(r.asked.Send(c.moments()))
 	r.mu.Unlock()
 	r.answered(r.ear, []wire.Probe{{Origin: r.out.origin, Nonce: nonce}})
 	assert.Equal(t, time.Duration(-1), c.fresh.Mark().Alone(c.moments()))
 	r.mu.Lock()
 	r.ear.deaf = false
-	nonce = r.asked.Send(c.moments())
+	nonce = r.askedSeal.Nonce(r.asked.Send(c.moments()))
 	r.mu.Unlock()
 	r.answered(&ear{name: "hint"}, []wire.Probe{{Origin: r.out.origin, Nonce: nonce}})
 	assert.Equal(t, time.Duration(-1), c.fresh.Mark().Alone(c.moments()), "a hint proves nothing")

@@ -363,6 +363,9 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 	if had {
 		s.table.Begin(p)
 	} else {
+		if victim, crowded := s.table.Crowded(n.Hash); crowded { // or whoever chooses keys makes every search for them longer
+			s.evictLocked(victim, s.table.Hash(victim), at)
+		}
 		p = s.table.Insert(n.Hash, n.Key)
 	}
 	n.E.write(p.Head)

@@ -52,7 +52,7 @@ func (r *rig) newBacklog(messages int) (*backlog, error) {
 			m.Entries = append(m.Entries, wire.Entry{Key: []byte(key), Version: 2})
 		}
 		if last, err = js.PublishMsgAsync(&nats.Msg{Subject: stream.subject, Data: encoded(m)},
-			jetstream.WithMsgID(fmt.Sprintf("%016x-%d", m.Origin, m.Seq)), // as tidemark does, for whoever reads it
+			jetstream.WithMsgID(fmt.Sprintf("%016x%016x", m.Origin, m.Seq)), // as long as tidemark's
 			jetstream.WithExpectStream(stream.stream),
 			jetstream.WithStallWait(patience)); err != nil {
 			return nil, err

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"reflect"
 	"strconv"
+	"strings"
 )
 
 // A KeyCodec is the KeyCodec of a store.
@@ -94,7 +95,7 @@ func (c KeyCodec[K]) Column() (Key[K], error) {
 			return n, strconv.FormatInt(n, 10), err
 		}
 		col.Decode = func(stored []byte) (key K, err error) {
-			n, err := strconv.ParseInt(string(stored), 10, 64)
+			n, err := parseInt64(stored)
 			if err != nil {
 				return key, err
 			}
@@ -133,7 +134,7 @@ func (c ValueCodec[V]) Column() (Value[V], error) {
 	default:
 		return ValueCodec[V]{
 			Encode: func(v V) ([]byte, error) { return json.Marshal(v) },
-			Decode: func(stored []byte) (v V, err error) { err = json.Unmarshal(stored, &v); return v, err },
+			Decode: func(stored []byte) (v V, err error) { err = DecodeJSON(stored, &v); return v, err },
 		}.encoded(), nil
 	}
 }
@@ -179,7 +180,7 @@ func ofInteger[V any](t reflect.Type) Value[V] {
 		Kind:     Integer,
 		Argument: func(v V) (any, error) { return toInt64(reflect.ValueOf(v)) },
 		Decode: func(stored []byte) (v V, err error) {
-			n, err := strconv.ParseInt(string(stored), 10, 64)
+			n, err := parseInt64(stored)
 			if err != nil {
 				return v, err
 			}
@@ -212,13 +213,42 @@ func isInteger(t reflect.Type) bool {
 	return k >= reflect.Int && k <= reflect.Uint64
 }
 
+// parseInt64 is strconv's, whose error has the text in it.
+func parseInt64(stored []byte) (int64, error) {
+	n, err := strconv.ParseInt(string(stored), 10, 64)
+	if err != nil {
+		return 0, errors.New("what is stored is no integer")
+	}
+	return n, nil
+}
+
+// DecodeJSON is json.Unmarshal, but its own errors say what does not fit without a
+// part of it: values can be personal data. An UnmarshalJSON's are its author's.
+func DecodeJSON(stored []byte, v any) error {
+	err := json.Unmarshal(stored, v)
+	var wrong *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &wrong):
+		what, _, _ := strings.Cut(wrong.Value, " ") // behind "number " stands which
+		return fmt.Errorf("json: a %s before byte %d does not fit %v", what, wrong.Offset, wrong.Type)
+	case errors.As(err, &syntax):
+		return fmt.Errorf("json: it is none, from byte %d on", syntax.Offset)
+	case strings.HasPrefix(err.Error(), "json: "):
+		return fmt.Errorf("json: it does not fit %T", v)
+	}
+	return err
+}
+
 func toInt64(v reflect.Value) (int64, error) {
 	if v.CanInt() {
 		return v.Int(), nil
 	}
 	n := int64(v.Uint())
 	if n < 0 {
-		return 0, fmt.Errorf("%d does not fit an integer column", v.Uint())
+		return 0, errors.New("a number above the largest int64 does not fit an integer column")
 	}
 	return n, nil
 }
@@ -231,7 +261,7 @@ func setInt64(v reflect.Value, n int64, t reflect.Type) error {
 	case v.CanUint() && n >= 0 && !v.OverflowUint(uint64(n)):
 		v.SetUint(uint64(n))
 	default:
-		return fmt.Errorf("stored number %d does not fit %v", n, t)
+		return fmt.Errorf("the stored number does not fit %v", t)
 	}
 	return nil
 }

@@ -54,3 +54,49 @@ func TestIsInteger_IsEveryIntegerKindOnly(t *testing.T) {
 		assert.False(t, isInteger(reflect.TypeOf(v)), "%T", v)
 	}
 }
+
+// Keys and values can be personal data: what cannot be stored or read is not in the
+// error, whatever the standard library would say.
+func TestCodecs_ErrorsHaveNoValue(t *testing.T) {
+	const secret = "4929123456781234"
+	type account struct {
+		Balance int8
+		Owner   int `json:",string"`
+	}
+	wide, err := ValueCodec[uint64]{}.Column()
+	require.NoError(t, err)
+	narrow, err := ValueCodec[int8]{}.Column()
+	require.NoError(t, err)
+	keys, err := KeyCodec[int8]{}.Column()
+	require.NoError(t, err)
+	wideKeys, err := KeyCodec[uint64]{}.Column()
+	require.NoError(t, err)
+	accounts, err := ValueCodec[account]{}.Column()
+	require.NoError(t, err)
+	var errs []error
+	_, err = wide.Argument(1<<63 + 4929123456781234)
+	errs = append(errs, err)
+	_, _, err = wideKeys.Argument(1<<63 + 4929123456781234)
+	errs = append(errs, err)
+	for _, stored := range []string{secret, "x" + secret} {
+		_, err = narrow.Decode([]byte(stored))
+		errs = append(errs, err)
+		_, err = keys.Decode([]byte(stored))
+		errs = append(errs, err)
+	}
+	for _, stored := range []string{
+		`{"Balance":` + secret + `}`, `{"Balance":"` + secret + `"}`, `{"Owner":"x` + secret + `"}`, `{` + secret, secret, `{"Balance":{"` + secret + `":1}}`,
+	} {
+		_, err = accounts.Decode([]byte(stored))
+		errs = append(errs, err)
+	}
+	for i, err := range errs {
+		require.Error(t, err, i)
+		assert.NotContains(t, err.Error(), "4929", i)
+		assert.NotContains(t, err.Error(), "9223372036854775808", i)
+		assert.NotContains(t, err.Error(), "922830116", i)
+	}
+	v, err := accounts.Decode([]byte(`{"Balance":7,"Owner":"8"}`))
+	require.NoError(t, err)
+	assert.Equal(t, account{7, 8}, v)
+}

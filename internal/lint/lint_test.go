@@ -79,7 +79,7 @@ func isLibrary(name string) bool {
 		return false
 	}
 	for _, dir := range []string{
-		"bench", "cmd", "examples", "integration", // programs
+		"bench", "cmd", "docs", "examples", "integration", // programs
 		"internal/history", "internal/lint", "internal/model", "internal/mutants", "internal/pgtest", "internal/redistest", "internal/sim", // tests only
 		"store/storetest",
 	} {

@@ -14,7 +14,7 @@
 // A probe that goes through the source instead, to be told to the log behind all
 // that the source had committed before it, proves the same of what was committed.
 //
-// Four things would break the proof, and each is a rule here:
+// Five things would break the proof, and each is a rule here:
 //
 //   - Counting from when the probe came back would count what was appended
 //     meanwhile (S61). A probe is registered before it is sent, and proves that
@@ -25,6 +25,8 @@
 //     or none in its place (S48, S49).
 //   - A probe from before a hole. When continuity is given up, all probes that
 //     were sent until then are void.
+//   - A probe that somebody else had sent, before the replica did. So probes have
+//     nonces that only their replica can make ([Seal]).
 //   - A clock that stood still. The monotonic clock does not advance while a
 //     machine is suspended, the wall clock does (S64), and the wall clock may be
 //     set (S65): an age is the larger of the two.

@@ -272,3 +272,56 @@ func TestProbes_OneThatWasNeverSent(t *testing.T) {
 	}
 	assert.Positive(t, proofs)
 }
+
+// Nobody else makes nonces, and they rise with their numbers.
+func TestSeal(t *testing.T) {
+	s, other := NewSeal(), NewSeal()
+	last := uint64(0)
+	for number := uint64(1); number < 1000; number++ {
+		nonce := s.Nonce(number)
+		assert.Greater(t, nonce, last)
+		last = nonce
+		got, own := s.Number(nonce)
+		assert.True(t, own)
+		assert.Equal(t, number, got)
+		_, own = s.Number(nonce ^ 1)
+		assert.False(t, own)
+		_, own = s.Number(nonce ^ 1<<proofBits)
+		assert.False(t, own)
+		_, own = s.Number(number)
+		assert.False(t, own)
+	}
+	theirs := 0
+	for number := range uint64(1000) {
+		if _, own := other.Number(s.Nonce(number)); own {
+			theirs++
+		}
+	}
+	assert.LessOrEqual(t, theirs, 1, "2^-28 each")
+	far := uint64(1)<<36 - 1
+	got, own := s.Number(s.Nonce(far))
+	assert.True(t, own)
+	assert.Equal(t, far, got)
+	_, own = s.Number(math.MaxUint64)
+	assert.False(t, own && s.Nonce(far) != math.MaxUint64)
+}
+
+// The keys that are remembered have a bound in bytes, and make room when they go.
+func TestIntents_BytesAreBounded(t *testing.T) {
+	var in Intents[string]
+	const size = 1 << 20
+	op := func(i int) [16]byte { return [16]byte{1, byte(i), byte(i >> 8)} }
+	for i := range maxIntentBytes / size {
+		begun, full := in.Begin(op(i), "k", size, int64(10+i))
+		require.True(t, begun && !full, i)
+	}
+	begun, full := in.Begin(op(1000), "k", 1, 10)
+	assert.True(t, !begun && full)
+	_, ok := in.End(op(5))
+	require.True(t, ok)
+	begun, full = in.Begin(op(1000), "k", size, 10)
+	assert.True(t, begun && !full)
+	assert.Len(t, in.Lapse(10), 2)
+	begun, full = in.Begin(op(1001), "k", 2*size, 10)
+	assert.True(t, begun && !full)
+}

@@ -13,7 +13,9 @@
 // Seven cells make a group, with one control word: a byte of each key's hash, and
 // whether a key has found the group full and went on. Where those go is
 // double hashing: only keys of equal hash follow each other's path, and any number
-// of them leaves the others at the cost that the load factor gives.
+// of them leaves the others at the cost that the load factor gives. Who chooses keys
+// can make as many of equal hash as he likes, and every search for one of them passes
+// the others: [Table.Crowded] says when there are too many.
 //
 // A reader may hold a block that a writer has replaced meanwhile. That block
 // no longer changes, so what the reader finds there was current at a moment
@@ -38,8 +40,9 @@ type Table[K comparable, V, H any] struct {
 
 	_ [64]byte // keeps readers off the line that writers write
 
-	live int // cells in use; for writers only
-	most int // how many are expected at most
+	live  int    // cells in use; for writers only
+	most  int    // how many are expected at most
+	given uint64 // how often Crowded has named a cell
 }
 
 // A block is the memory of a table until it grows.
@@ -369,6 +372,34 @@ func (t *Table[K, V, H]) Insert(hash uint64, key K) Ref[H] {
 	atomic.StoreUint64(r.seq, r.saw|writing)
 	t.setKey(b, i, &key, hash)
 	return r
+}
+
+// maxPath is how many groups a search should look at. Among keys that nobody has
+// chosen for it, at the highest load, one in ten million finds that many full.
+const maxPath = 32
+
+// Crowded reports whether the groups where a new key of this hash would first be
+// looked for are all full, and then names a cell in the last of them, which should be
+// deleted before Insert. Otherwise searches have no bound but the number of keys. For
+// writers only.
+func (t *Table[K, V, H]) Crowded(hash uint64) (victim Ref[H], crowded bool) {
+	b := t.current.Load()
+	if b.groups <= maxPath {
+		return Ref[H]{}, false
+	}
+	g := b.home(hash)
+	for range maxPath - 1 {
+		if b.matches(atomic.LoadUint64(b.control(g)), 0) != 0 {
+			return Ref[H]{}, false
+		}
+		g = b.after(g, hash)
+	}
+	if b.matches(atomic.LoadUint64(b.control(g)), 0) != 0 {
+		return Ref[H]{}, false
+	}
+	i := g*slots + t.given%slots // one after the other: the newest of a flood are no safer
+	t.given++
+	return t.at(b, i, t.load(b.cell(i), 0)), true
 }
 
 // Publish makes a cell readable that Insert has returned for a key of this hash.

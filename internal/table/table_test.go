@@ -1,6 +1,7 @@
 package table
 
 import (
+	"encoding/binary"
 	"fmt"
 	"runtime"
 	"strings"
@@ -322,6 +323,59 @@ func TestTable_AFloodLeavesNothingBehind(t *testing.T) {
 	for g := range b.groups {
 		require.Zero(t, *b.control(g), "group %d", g)
 	}
+}
+
+// If what Crowded names is deleted, a search looks at a bounded number of groups,
+// however many keys of one hash there are.
+func TestTable_AFloodIsBounded(t *testing.T) {
+	tab := newTable[string, int](func(k string) uint64 {
+		if k[0] == 'x' {
+			return 42
+		}
+		return xxhash.Sum64String(k)
+	}, 0)
+	for i := range 20_000 {
+		k := fmt.Sprint(i)
+		put(tab, xxhash.Sum64String(k), k, i, 1)
+	}
+	crowded := 0
+	for i := range 10_000 {
+		if r, ok := tab.Crowded(42); ok {
+			crowded++
+			tab.Delete(r, tab.Hash(r))
+		}
+		put(tab, 42, fmt.Sprint("x", i), i, 1)
+		_, _, ok := get(tab, 42, fmt.Sprint("x", i))
+		require.True(t, ok)
+	}
+	assert.Greater(t, crowded, 9000)
+	assert.LessOrEqual(t, tab.Len(), 20_000+10_000-crowded)
+	b := tab.current.Load()
+	path := 0
+	for g := b.home(42); *b.control(g) >= wentOn && path < 1000; g = b.after(g, 42) {
+		path++
+	}
+	assert.LessOrEqual(t, path, 2*maxPath, "groups, of which some are passed by others")
+}
+
+// Keys that nobody has chosen for it crowd nothing, at the highest load.
+func TestTable_NobodyIsCrowdedOut(t *testing.T) {
+	tab := newTable[uint64, int](hashInteger, 200_000)
+	for i := range 200_000 {
+		k := uint64(i)
+		_, crowded := tab.Crowded(hashInteger(k))
+		require.False(t, crowded, "of %d keys", i)
+		put(tab, hashInteger(k), k, i, 1)
+	}
+	assert.Greater(t, float64(tab.Len())/float64(tab.Cells()), 0.8, "load")
+	for i := range 200_000 { // on top of the last one, without growing
+		_, crowded := tab.Crowded(hashInteger(uint64(1_000_000 + i)))
+		require.False(t, crowded)
+	}
+}
+
+func hashInteger(k uint64) uint64 {
+	return xxhash.Sum64(binary.LittleEndian.AppendUint64(nil, k))
 }
 
 // Who looks at a cell while its key is replaced may see words of a long key that came

@@ -10,6 +10,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/internal/column"
 )
 
 // A ValueCodec turns values into bytes and back. The zero ValueCodec stores
@@ -49,7 +50,7 @@ func (c ValueCodec[V]) orDefault() (ValueCodec[V], error) {
 	default:
 		return ValueCodec[V]{
 			Encode: func(v V) ([]byte, error) { return json.Marshal(v) },
-			Decode: func(b []byte) (v V, err error) { err = json.Unmarshal(b, &v); return v, err },
+			Decode: func(b []byte) (v V, err error) { err = column.DecodeJSON(b, &v); return v, err },
 		}, nil
 	}
 }
