@@ -1,5 +1,5 @@
 # Everything here works with Go, make and a POSIX shell, but for the tests with
-# PostgreSQL and Redis, which want those installed (CONTRIBUTING.md); make lint and make vuln
+# PostgreSQL, Redis and a browser, which want those installed (CONTRIBUTING.md); make lint and make vuln
 # fetch their tool from the Go module proxy, at the version that stands here.
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -17,6 +17,9 @@ BENCH    ?= .
 COUNT    ?= 10
 RESULTS  ?=
 ROUNDS   ?= 0
+STORM    ?=
+CHROMIUM ?= chromium-headless-shell
+HEIGHT   ?= 1400
 # COUNTS names a file that gets the numbers of passed, failed and skipped tests.
 COUNTS   ?=
 
@@ -30,7 +33,7 @@ TIMEOUT ?= 10m
 each = status=0; for m in $(MODULES); do echo "== $$m: $(strip $(1))"; (cd $$m && $(1)) || status=1; done; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help test race bench microbench fuzz lint mods mutants sim storm vuln
+.PHONY: help test race bench microbench fuzz lint mods mutants sim storm picture vuln
 
 help: ## this list
 	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +79,12 @@ mutants: ## remove each guard of the protocol in turn: the test named for it mus
 
 vuln: ## known vulnerabilities (needs the internet: asks the Go vulnerability database; not part of CI)
 	@$(call each,go run $(GOVULNCHECK) ./...)
+
+picture: ## docs/storm.png: the page of a storm with all contenders, as a browser shows its top
+	@page=$$(mktemp -d) && trap 'rm -rf "$$page"' EXIT && \
+	go run -C cmd/tidemark . storm -html "$$page/storm.html" $(STORM) && \
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --log-level=3 --hide-scrollbars --window-size=1160,$(HEIGHT) \
+		--user-data-dir="$$page/profile" --screenshot='$(abspath docs/storm.png)' "file://$$page/storm.html"
 
 storm: ## the incident, replayed against every contender (STORM='-h' for its flags)
 	@go run -C cmd/tidemark . storm $(STORM)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,6 +50,7 @@ func runStorm(ctx context.Context, args []string, std streams) int {
 	names := flags.String("contenders", "", "`names` of the contenders, in their order, separated by commas; the default is "+
 		strings.Join(config.Contenders, ",")+", and with -redis redis,redis-fenced after ristretto")
 	jsonFile := flags.String("json", "", "also write the report as JSON to this `file`")
+	htmlFile := flags.String("html", "", "also write the report with charts as one HTML page to this `file`")
 	stormFlags(flags, &config)
 	if status, done := parse(flags, args); done {
 		return status
@@ -65,7 +67,37 @@ func runStorm(ctx context.Context, args []string, std streams) int {
 	if err := config.Validate(); err != nil {
 		return complain(std, "storm", err)
 	}
-	return stormReport(ctx, config, *jsonFile, std)
+	files := []reportFile{{*jsonFile, (*storm.Report).WriteJSON}, {*htmlFile, (*storm.Report).WriteHTML}}
+	return stormReport(ctx, config, stormCommand(flags), files, std)
+}
+
+// A reportFile is a form of the report that is wanted, if it has a name.
+type reportFile struct {
+	name  string
+	write func(*storm.Report, io.Writer) error
+}
+
+// stormCommand returns the command that flags were parsed from, for whoever wants to
+// run it again, but where files went, and where the servers are: their addresses may
+// have a password in them.
+func stormCommand(flags *flag.FlagSet) string {
+	command := "tidemark storm"
+	flags.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "json", "html":
+		case "store":
+			command += " -store 'postgres://...'"
+		case "redis":
+			command += " -redis HOST:PORT"
+		default:
+			value := f.Value.String()
+			if strings.ContainsAny(value, " \"") {
+				value = strconv.Quote(value)
+			}
+			command += " -" + f.Name + " " + value
+		}
+	})
+	return command
 }
 
 // stormFlags defines a flag for each field of c but the contenders.
@@ -102,11 +134,12 @@ func stormFlags(f *flag.FlagSet, c *storm.Config) {
 	f.IntVar(&c.Stalls, "stall", c.Stalls, "`times` that a replica's consumer stops reading")
 	f.DurationVar(&c.StallFor, "stall-for", c.StallFor, "for this `duration`")
 	f.IntVar(&c.Kills, "kill", c.Kills, "`writers` killed between commit and publish")
+	f.DurationVar(&c.DatabaseOutage, "database-outage", c.DatabaseOutage, "`duration` for which no replica can reach the database, at most half of that of the load; 0: it is always there")
 	f.IntVar(&c.Reconcile, "reconcile", c.Reconcile, "`accounts` that the overnight job changes by SQL, at most; 0: no job")
 }
 
 // stormReport runs the storm and prints what it found.
-func stormReport(ctx context.Context, config storm.Config, jsonFile string, std streams) int {
+func stormReport(ctx context.Context, config storm.Config, command string, files []reportFile, std streams) int {
 	fail := func(err error) int {
 		fmt.Fprintf(std.err, "tidemark storm: %v\n", err)
 		return exitFailed
@@ -120,11 +153,12 @@ func stormReport(ctx context.Context, config storm.Config, jsonFile string, std 
 	case err != nil:
 		return fail(err)
 	}
+	report.Command = command
 	if err := report.WriteTable(std.out); err != nil {
 		return fail(err)
 	}
-	if jsonFile != "" {
-		if err := writeReport(report, jsonFile); err != nil {
+	for _, f := range files {
+		if err := f.of(report); err != nil {
 			return fail(err)
 		}
 	}
@@ -141,12 +175,16 @@ func conclude(report *storm.Report, w io.Writer) int {
 	return exitFailed
 }
 
-func writeReport(report *storm.Report, file string) error {
-	f, err := os.Create(file)
+// of writes the file.
+func (r reportFile) of(report *storm.Report) error {
+	if r.name == "" {
+		return nil
+	}
+	f, err := os.Create(r.name)
 	if err != nil {
 		return err
 	}
-	return errors.Join(report.WriteJSON(f), f.Close())
+	return errors.Join(r.write(report, f), f.Close())
 }
 
 // A progress shows a Status as a bar on a terminal, and as a line for every

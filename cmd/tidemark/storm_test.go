@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -45,11 +47,37 @@ func TestStormPrintsATableAndWritesJSON(t *testing.T) {
 	assert.Positive(t, report.Contenders[0].Reads)
 }
 
+func TestStormWritesAPage(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "storm.html")
+	r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map", "-duration", "400ms", "-quiet", "0s", "-accounts", "500",
+		"-database-outage", "100ms", "-html", file)
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Contains(t, r.out, "; the database gone for 100ms")
+	assert.Contains(t, r.out, "database gone   reads that began while")
+	assert.Contains(t, r.err, "the database is gone for 100ms")
+	page, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Contains(t, string(page), "<code>tidemark storm -accounts 500 -contenders map -database-outage 100ms -duration 400ms -quiet 0s</code>")
+	assert.Contains(t, string(page), runtime.Version())
+}
+
+// The command in a report is of use to others, and has no password in it.
+func TestStormCommandTellsNoAddress(t *testing.T) {
+	flags := flag.NewFlagSet("storm", flag.ContinueOnError)
+	for _, name := range []string{"store", "redis", "html", "contenders"} {
+		flags.String(name, "", "")
+	}
+	require.NoError(t, flags.Parse([]string{"-store", "postgres://u:secret@h/d", "-redis", ":secret@h:1", "-html", "somewhere.html", "-contenders", "map, ttl"}))
+	assert.Equal(t, `tidemark storm -contenders "map, ttl" -redis HOST:PORT -store 'postgres://...'`, stormCommand(flags))
+}
+
 func TestStormFailsIfTheReportCannotBeWritten(t *testing.T) {
-	r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map", "-duration", "100ms", "-quiet", "0s",
-		"-accounts", "100", "-json", filepath.Join(t.TempDir(), "no", "such", "folder"))
-	assert.Equal(t, exitFailed, r.status)
-	assert.Contains(t, r.err, "no such file")
+	for _, form := range []string{"-json", "-html"} {
+		r := tidemarkWith(t.Context(), "", "storm", "-contenders", "map", "-duration", "100ms", "-quiet", "0s",
+			"-accounts", "100", form, filepath.Join(t.TempDir(), "no", "such", "folder"))
+		assert.Equal(t, exitFailed, r.status)
+		assert.Contains(t, r.err, "no such file")
+	}
 }
 
 func TestStormRunsOnPostgresAndBesideRedis(t *testing.T) {

@@ -55,6 +55,10 @@ type Config struct {
 	StallFor  time.Duration // and how long
 	Kills     int           // writers killed between commit and publish
 	Reconcile int           // accounts that the overnight job changes by SQL, at most all
+
+	// DatabaseOutage is how long no replica can reach the database; zero means that all
+	// always can. Killed writers and the overnight job are elsewhere, and can.
+	DatabaseOutage time.Duration
 }
 
 // The levels at which contenders with a log read.
@@ -131,6 +135,8 @@ func (c Config) Validate() error {
 	} {
 		want(p.value >= 0 && p.value <= 1, "%s is %v, want a share between 0 and 1", p.name, p.value)
 	}
+	want(c.DatabaseOutage >= 0 && c.DatabaseOutage <= c.Duration/2, "database outage is %v, want at most half of the duration, which is %v",
+		c.DatabaseOutage, c.Duration)
 	want(c.Weather.DelayMax >= 0, "longest delay is %v, want at least 0", c.Weather.DelayMax)
 	for _, f := range []struct {
 		name  string
@@ -183,12 +189,16 @@ func (c Config) String() string {
 	if c.Store != "" {
 		database = "PostgreSQL another"
 	}
+	outage := ""
+	if c.DatabaseOutage > 0 {
+		outage = fmt.Sprintf("; the database gone for %v", c.DatabaseOutage)
+	}
 	return fmt.Sprintf("%d replicas, %s accounts, %s entries a cache, %s %v away, seed %d, %v of load each\n"+
 		"messages: %s delayed up to %v, %s overtaken, %s twice, %s dropped\n"+
-		"replicas: cut off %d x %v, frozen %d x %v, stalled %d x %v; %d writers killed, %d rows changed by SQL",
+		"replicas: cut off %d x %v, frozen %d x %v, stalled %d x %v; %d writers killed, %d rows changed by SQL%s",
 		c.Replicas, group(uint64(c.Accounts)), group(uint64(c.Capacity)), database, c.DBLatency, c.Seed, c.Duration,
 		share(w.Delay), w.DelayMax, share(w.Reorder), share(w.Duplicate), share(w.Drop),
-		c.Cuts, c.CutFor, c.Freezes, c.FreezeFor, c.Stalls, c.StallFor, c.Kills, min(c.Reconcile, c.Accounts))
+		c.Cuts, c.CutFor, c.Freezes, c.FreezeFor, c.Stalls, c.StallFor, c.Kills, min(c.Reconcile, c.Accounts), outage)
 }
 
 // database names the kind of the database of record, without its address, which
@@ -239,10 +249,11 @@ func (c Config) MarshalJSON() ([]byte, error) {
 		StallForMs  float64  `json:"stall_for_ms"`
 		Kills       int      `json:"kills"`
 		Reconcile   int      `json:"reconcile"`
+		OutageMs    float64  `json:"database_outage_ms"`
 	}{
 		c.Contenders, c.Replicas, c.Accounts, c.Capacity, c.database(), c.Redis != "", c.Seed, ms(c.Duration), ms(c.Quiet), c.Skew,
 		c.Readers, c.Writers, c.ReadRate, c.WriteRate, ms(c.TTL), ms(c.RedisTTL), ms(c.Bound), ms(c.DBLatency),
 		c.Weather.Delay, ms(c.Weather.DelayMax), c.Weather.Reorder, c.Weather.Duplicate, c.Weather.Drop,
-		c.Cuts, ms(c.CutFor), c.Freezes, ms(c.FreezeFor), c.Stalls, ms(c.StallFor), c.Kills, c.Reconcile,
+		c.Cuts, ms(c.CutFor), c.Freezes, ms(c.FreezeFor), c.Stalls, ms(c.StallFor), c.Kills, c.Reconcile, ms(c.DatabaseOutage),
 	})
 }

@@ -55,10 +55,8 @@ func (p promise) beyond(v verdict) bool {
 	return p.maxStale > 0 && v.stale && stale > p.maxStale
 }
 
-// broken reports whether v is a read that p states will not be.
-func (p promise) broken(v verdict) bool {
-	return p.beyond(v) && !p.counted || p.tideMark && (v.belowMark || v.undoubted)
-}
+// belowMark reports whether v is a read below the tide mark of p.
+func (p promise) belowMark(v verdict) bool { return p.tideMark && (v.belowMark || v.undoubted) }
 
 // A contender that is relayed has a log that the database itself can tell of its
 // changes. Where it does, nobody else announces what the reconciliation does.
@@ -77,7 +75,7 @@ type onRedis interface {
 // the service. Its methods may be called concurrently, close last and once.
 type replica interface {
 	// read returns the account, from memory (hit) or else from the database.
-	read(ctx context.Context, account int) (a Account, hit bool, err error)
+	read(ctx context.Context, account int) (answer, error)
 
 	// deposit adds cents to the account by a write called op, and returns when
 	// the contender would tell its client that the deposit is done.
@@ -87,6 +85,13 @@ type replica interface {
 	peek(account int) (Account, bool)
 
 	close(ctx context.Context) error
+}
+
+// An answer is what a read returned.
+type answer struct {
+	account Account
+	hit     bool // it came from memory
+	flagged bool // it says of itself that it may be older than the reader asked for
 }
 
 // An announcer tells all replicas of changes made behind their back. It is used

@@ -63,24 +63,24 @@ func newMapReplica(env *environment, ttl time.Duration) *mapReplica {
 	}
 }
 
-func (r *mapReplica) read(ctx context.Context, account int) (Account, bool, error) {
+func (r *mapReplica) read(ctx context.Context, account int) (answer, error) {
 	if a, ok := r.peek(account); ok {
-		return a, true, nil
+		return answer{account: a, hit: true}, nil
 	}
 	a, _, err := r.bank.load(ctx, account)
 	if err != nil {
-		return Account{}, false, err
+		return answer{}, err
 	}
 	r.store(account, a)
-	return a, false, nil
+	return answer{account: a}, nil
 }
 
 func (r *mapReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {
-	current, _, err := r.read(ctx, account)
+	current, err := r.read(ctx, account)
 	if err != nil {
 		return err
 	}
-	next := current.deposit(op, cents)
+	next := current.account.deposit(op, cents)
 	if err := r.bank.overwrite(ctx, account, next); err != nil {
 		return err
 	}

@@ -146,11 +146,11 @@ func redisKey(prefix, kind string, account int) string {
 func (r *redisReplica) valueKey(account int) string { return redisKey(r.prefix, "", account) }
 func (r *redisReplica) lockKey(account int) string  { return redisKey(r.prefix, "lock:", account) }
 
-func (r *redisReplica) read(ctx context.Context, account int) (Account, bool, error) {
+func (r *redisReplica) read(ctx context.Context, account int) (answer, error) {
 	for deadline := time.Now().Add(loadWait); ; time.Sleep(lockRetry) {
 		a, hit, failed := r.account(r.client.Get(ctx, r.valueKey(account)).Result())
 		if hit {
-			return a, true, nil
+			return answer{account: a, hit: true}, nil
 		}
 		if !failed {
 			unlock, locked, err := r.lock(ctx, account)
@@ -167,13 +167,13 @@ func (r *redisReplica) read(ctx context.Context, account int) (Account, bool, er
 }
 
 // load reads the account from the database and stores it for the others.
-func (r *redisReplica) load(ctx context.Context, account int, store bool) (Account, bool, error) {
+func (r *redisReplica) load(ctx context.Context, account int, store bool) (answer, error) {
 	a, _, err := r.bank.load(ctx, account)
 	if err == nil && store {
 		// Who has the value does not care whether others will have it.
 		_ = r.client.Set(ctx, r.valueKey(account), a.encode(), r.ttl).Err()
 	}
-	return a, false, err
+	return answer{account: a}, err
 }
 
 func (r *redisReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {

@@ -131,18 +131,18 @@ type redisFencedReplica struct {
 	ttl    time.Duration
 }
 
-func (r *redisFencedReplica) read(ctx context.Context, account int) (Account, bool, error) {
+func (r *redisFencedReplica) read(ctx context.Context, account int) (answer, error) {
 	keys := fencedKeysOf(r.prefix, account)
 	a, hit, failed := r.account(hitScript.Run(ctx, r.client, keys).Text())
 	if hit {
-		return a, true, nil
+		return answer{account: a, hit: true}, nil
 	}
 	a, version, err := r.bank.load(ctx, account)
 	if err == nil && !failed {
 		// Who has the value does not care whether others will have it.
 		_ = storeScript.Run(ctx, r.client, keys, a.encode(), version, r.ttl.Milliseconds()).Err()
 	}
-	return a, false, err
+	return answer{account: a}, err
 }
 
 // errNotFenced is why a deposit was refused.

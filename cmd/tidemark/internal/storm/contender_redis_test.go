@@ -22,9 +22,9 @@ func openOnRedis(t *testing.T, who contender) *run {
 // read reads the account on a replica.
 func read(t *testing.T, n *node, account int) (a Account, hit bool) {
 	t.Helper()
-	a, hit, err := n.replica.read(t.Context(), account)
+	got, err := n.replica.read(t.Context(), account)
 	require.NoError(t, err)
-	return a, hit
+	return got.account, got.hit
 }
 
 func TestRedisIsSharedAndLeftAsItWas(t *testing.T) {
@@ -81,7 +81,7 @@ func TestRedisKeepsWhatAWriterThatWasCutOffCouldNotDelete(t *testing.T) {
 	assert.False(t, hit)
 	assert.EqualValues(t, openingBalance, a.Balance, "the database answers")
 	require.NoError(t, r.deposit(t.Context(), away, 3, 5), "a cache that is down takes nothing down with it")
-	var seen counts
+	seen := r.newCounts()
 	r.readOne(t.Context(), other, 3, false, &seen)
 	assert.EqualValues(t, 1, seen.stale)
 	away.restore()
@@ -100,7 +100,7 @@ func TestRedisLoadsOutliveTheirLock(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, r.deposit(t.Context(), other, 3, 5), "it goes ahead when it has waited for the lock")
 	require.NoError(t, slow.client.Set(t.Context(), slow.valueKey(3), old.encode(), slow.ttl).Err())
-	var seen counts
+	seen := r.newCounts()
 	r.readOne(t.Context(), other, 3, false, &seen)
 	assert.EqualValues(t, 1, seen.stale)
 }
@@ -270,7 +270,7 @@ func TestRedisFencedDoesNotServeWhatAKilledWriterHasReplaced(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, r.killDuring(t.Context(), n, 3))
 			r.faults.Wait()
-			var seen counts
+			seen := r.newCounts()
 			r.readOne(t.Context(), r.nodes[0], 3, false, &seen)
 			assert.Equal(t, who.name() == "redis", seen.stale == 1)
 			truth, _, err := r.nodes[0].bank.load(t.Context(), 3)

@@ -65,16 +65,16 @@ type ristrettoReplica struct {
 	stop    func()
 }
 
-func (r *ristrettoReplica) read(ctx context.Context, account int) (Account, bool, error) {
+func (r *ristrettoReplica) read(ctx context.Context, account int) (answer, error) {
 	if a, ok := r.cache.Get(account); ok {
-		return a, true, nil
+		return answer{account: a, hit: true}, nil
 	}
 	a, _, err := r.bank.load(ctx, account)
 	if err != nil {
-		return Account{}, false, err
+		return answer{}, err
 	}
 	r.cache.Set(account, a, 1)
-	return a, false, nil
+	return answer{account: a}, nil
 }
 
 func (r *ristrettoReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {

@@ -49,8 +49,7 @@ func openTidemark(env *environment, o tidemark.Options[int, Account]) (replica, 
 	if err != nil {
 		return nil, err
 	}
-	o.MaxCost, o.Store = int64(env.config.Capacity), store
-	cache, err := tidemark.New(o)
+	cache, err := tidemark.New(tidemarkOptions(env.config, store, o))
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +59,13 @@ func openTidemark(env *environment, o tidemark.Options[int, Account]) (replica, 
 		return nil, errors.Join(fmt.Errorf("tidemark: not ready: %w", err), cache.Close(ctx))
 	}
 	return &tidemarkReplica{cache: cache}, nil
+}
+
+// tidemarkOptions returns the options of a replica: those in o, in which the contenders
+// called tidemark differ, and what they have in common.
+func tidemarkOptions(c Config, store *recordingStore, o tidemark.Options[int, Account]) tidemark.Options[int, Account] {
+	o.MaxCost, o.Store = int64(c.Capacity), store
+	return o
 }
 
 func (tidemarkContender) openAnnouncer(nc *nats.Conn) (announcer, error) {
@@ -89,12 +95,12 @@ func (a *publisherAnnouncer) close(ctx context.Context) error { return a.publish
 
 type tidemarkReplica struct{ cache *tidemark.Cache[int, Account] }
 
-func (r *tidemarkReplica) read(ctx context.Context, account int) (Account, bool, error) {
+func (r *tidemarkReplica) read(ctx context.Context, account int) (answer, error) {
 	if a, ok := r.cache.Get(account); ok {
-		return a, true, nil
+		return answer{account: a, hit: true}, nil
 	}
 	e, err := r.cache.Load(ctx, account)
-	return e.Value, false, err
+	return answer{account: e.Value}, err
 }
 
 func (r *tidemarkReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {
@@ -159,25 +165,37 @@ func newRecordingStore(b *bank, within time.Duration) (*recordingStore, error) {
 }
 
 func (s *recordingStore) Load(ctx context.Context, account int) (Account, tidemark.Version, error) {
+	if err := s.bank.reach(ctx); err != nil {
+		return Account{}, 0, err
+	}
 	defer s.bank.travel()
-	s.bank.reads.Add(1)
+	s.bank.readRows(1)
 	return s.accountStore.Load(ctx, account)
 }
 
 func (s *recordingStore) LoadMany(ctx context.Context, accounts []int) (map[int]tidemark.Loaded[Account], error) {
+	if err := s.bank.reach(ctx); err != nil {
+		return nil, err
+	}
 	defer s.bank.travel()
-	s.bank.reads.Add(uint64(len(accounts)))
+	s.bank.readRows(len(accounts))
 	return s.accountStore.LoadMany(ctx, accounts)
 }
 
 // LoadVersions counts as a read of each row: the database has to find it.
 func (s *recordingStore) LoadVersions(ctx context.Context, accounts []int) (map[int]tidemark.Version, error) {
+	if err := s.bank.reach(ctx); err != nil {
+		return nil, err
+	}
 	defer s.bank.travel()
-	s.bank.reads.Add(uint64(len(accounts)))
+	s.bank.readRows(len(accounts))
 	return s.accountStore.LoadVersions(ctx, accounts)
 }
 
 func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base tidemark.Version, a Account, op tidemark.OpID) (tidemark.Version, error) {
+	if err := s.bank.reach(ctx); err != nil {
+		return 0, err
+	}
 	defer s.bank.travel()
 	version, err := s.accountStore.CompareAndSet(ctx, account, base, a, op)
 	var conflict *tidemark.ConflictError
@@ -185,7 +203,7 @@ func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base ti
 	case err == nil:
 		s.bank.committed(account, a.Op, uint64(version))
 	case errors.As(err, &conflict):
-		s.bank.reads.Add(1) // the row was read to see why
+		s.bank.readRows(1) // the row was read to see why
 	case !errors.Is(err, tidemark.ErrUnavailable):
 		s.mu.Lock()
 		s.inDoubt[op] = a.Op
@@ -196,6 +214,9 @@ func (s *recordingStore) CompareAndSet(ctx context.Context, account int, base ti
 
 // Outcome also tells the oracle of a commit whose answer was lost.
 func (s *recordingStore) Outcome(ctx context.Context, account int, op tidemark.OpID) (tidemark.Version, bool, error) {
+	if err := s.bank.reach(ctx); err != nil {
+		return 0, false, err
+	}
 	version, found, err := s.accountStore.Outcome(ctx, account, op)
 	s.mu.Lock()
 	written, doubted := s.inDoubt[op]

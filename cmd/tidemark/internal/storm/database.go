@@ -66,11 +66,20 @@ type database struct {
 	records records
 	oracle  *oracle
 	reads   atomic.Uint64 // rows read, for reads and for writes
+	meter   atomic.Pointer[meter]
+}
+
+// readRows counts rows that are read now.
+func (d *database) readRows(n int) {
+	d.reads.Add(uint64(n))
+	if m := d.meter.Load(); m != nil {
+		m.add(d.oracle.now(), n)
+	}
 }
 
 // correct applies all corrections in one transaction, past every cache.
 func (d *database) correct(ctx context.Context, corrections []correction) ([]change, error) {
-	d.reads.Add(uint64(len(corrections)))
+	d.readRows(len(corrections))
 	changes, err := d.records.correct(ctx, corrections)
 	if err != nil {
 		return nil, err
@@ -85,8 +94,17 @@ func (d *database) correct(ctx context.Context, corrections []correction) ([]cha
 // in between, so that the world can change while an answer is on its way.
 type bank struct {
 	*database
+	gate    *gate         // nil: nothing happens to this way to the database
 	latency time.Duration // of an answer, on average
 	hook    atomic.Pointer[func(account int, op, version uint64)]
+}
+
+// reach fails while the process cannot reach the database.
+func (b *bank) reach(ctx context.Context) error {
+	if b.gate == nil {
+		return nil
+	}
+	return b.gate.pass(ctx)
 }
 
 // travel is the time that an answer is on its way.
@@ -110,8 +128,11 @@ func (b *bank) committed(account int, op, version uint64) {
 
 // load reads one account.
 func (b *bank) load(ctx context.Context, account int) (Account, uint64, error) {
+	if err := b.reach(ctx); err != nil {
+		return Account{}, 0, err
+	}
 	defer b.travel()
-	b.reads.Add(1)
+	b.readRows(1)
 	a, version, err := b.records.row(ctx, account)
 	if err != nil {
 		return Account{}, 0, fmt.Errorf("account %d: %w", account, err)
@@ -121,6 +142,9 @@ func (b *bank) load(ctx context.Context, account int) (Account, uint64, error) {
 
 // overwrite writes a without looking at what is there.
 func (b *bank) overwrite(ctx context.Context, account int, a Account) error {
+	if err := b.reach(ctx); err != nil {
+		return err
+	}
 	defer b.travel()
 	version, err := b.records.overwrite(ctx, account, a)
 	if err != nil {
@@ -133,8 +157,11 @@ func (b *bank) overwrite(ctx context.Context, account int, a Account) error {
 // transact replaces the account by what fn makes of it, in one transaction, and
 // returns what it is now.
 func (b *bank) transact(ctx context.Context, account int, fn func(current Account) Account) (Account, uint64, error) {
+	if err := b.reach(ctx); err != nil {
+		return Account{}, 0, err
+	}
 	defer b.travel()
-	b.reads.Add(1)
+	b.readRows(1)
 	next, version, err := b.records.transact(ctx, account, fn)
 	if err != nil {
 		return Account{}, 0, fmt.Errorf("account %d: %w", account, err)

@@ -38,7 +38,7 @@ func Run(ctx context.Context, c Config, progress func(Status)) (*Report, error) 
 	if progress == nil {
 		progress = func(Status) {}
 	}
-	report := &Report{Schema: 1, Config: c}
+	report := &Report{Schema: 1, Config: c, Began: time.Now().UTC().Truncate(time.Second), Machine: thisMachine()}
 	for i, name := range c.Contenders {
 		status := Status{Contender: name, Index: i, Of: len(c.Contenders), Total: c.Duration + c.Quiet}
 		result, err := runContender(ctx, c, lookup(name), status, progress)
@@ -66,6 +66,8 @@ type run struct {
 	ledger    *ledger
 	nodes     []*node
 	faults    sync.WaitGroup
+	gate      gate  // of the replicas
+	clock     clock // of the load and the quiet time; set when the load begins
 
 	writeErrors, readErrors atomic.Uint64
 	doubtfulWrites          atomic.Uint64
@@ -76,6 +78,9 @@ type run struct {
 	violations []string
 	faultErr   error
 	executed   []string
+	events     []Event
+	first      *Violation // the earliest
+	firstBegan int64      // when its read did
 }
 
 // A node is one process of the service: its network, its connection, its
@@ -294,6 +299,9 @@ func (r *run) openNode(id int, w Weather) (*node, error) {
 		return nil, err
 	}
 	n := &node{id: id, proxy: p, tcp: newTCPLink(), bank: &bank{database: r.database, latency: r.config.DBLatency}}
+	if id < r.config.Replicas {
+		n.bank.gate = &r.gate
+	}
 	n.replica, err = r.contender.open(&environment{
 		config: r.config,
 		bank:   n.bank,

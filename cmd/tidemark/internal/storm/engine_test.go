@@ -41,6 +41,7 @@ func openRun(t *testing.T, who contender, c Config) *run {
 	err := r.open(t.Context(), t.TempDir())
 	t.Cleanup(func() { assert.NoError(t, r.close()) })
 	require.NoError(t, err)
+	r.clock = newClock(r.oracle.now(), time.Minute)
 	return r
 }
 
@@ -188,9 +189,9 @@ func runMutant(t *testing.T, m mutant) Result {
 // it asks the database.
 type sound struct{ bank *bank }
 
-func (s *sound) read(ctx context.Context, account int) (Account, bool, error) {
+func (s *sound) read(ctx context.Context, account int) (answer, error) {
 	a, _, err := s.bank.load(ctx, account)
-	return a, true, err
+	return answer{account: a, hit: true}, err
 }
 
 func (s *sound) deposit(ctx context.Context, account int, op uint64, cents int64) error {
@@ -271,17 +272,17 @@ type wavering struct {
 	first map[int]Account
 }
 
-func (w *wavering) read(ctx context.Context, account int) (Account, bool, error) {
-	a, hit, err := w.sound.read(ctx, account)
+func (w *wavering) read(ctx context.Context, account int) (answer, error) {
+	a, err := w.sound.read(ctx, account)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, ok := w.first[account]; !ok {
-		w.first[account] = a
+		w.first[account] = a.account
 	}
 	if w.n++; w.n%10 == 0 {
-		a = w.first[account]
+		a.account = w.first[account]
 	}
-	return a, hit, err
+	return a, err
 }
 
 func TestStormFindsReadsThatGoBackward(t *testing.T) {
@@ -316,7 +317,7 @@ func openDeaf(env *environment) (replica, error) {
 	return d, err
 }
 
-func (d *deaf) read(ctx context.Context, account int) (Account, bool, error) {
+func (d *deaf) read(ctx context.Context, account int) (answer, error) {
 	return d.mapReplica.read(ctx, account)
 }
 func (d *deaf) peek(account int) (Account, bool) { return d.mapReplica.peek(account) }
@@ -356,7 +357,7 @@ func TestStormFindsAReplicaThatDoesNotDoubt(t *testing.T) {
 		return d, err
 	}}, c)
 	n := r.nodes[0]
-	var seen counts
+	seen := r.newCounts()
 	r.readOne(t.Context(), n, 0, false, &seen)
 	require.NoError(t, r.deposit(t.Context(), n, 0, 5))
 	n.replica.(*deaf).mapReplica.store(0, Account{Balance: openingBalance})
@@ -437,8 +438,8 @@ func TestStormHoldsNobodyToWhatItDidNotConfirm(t *testing.T) {
 // inventive returns values that nobody wrote.
 type inventive struct{ sound }
 
-func (i *inventive) read(context.Context, int) (Account, bool, error) {
-	return Account{Op: 1 << 40}, true, nil
+func (i *inventive) read(context.Context, int) (answer, error) {
+	return answer{account: Account{Op: 1 << 40}, hit: true}, nil
 }
 
 func TestStormFindsInventedValues(t *testing.T) {

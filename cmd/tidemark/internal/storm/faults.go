@@ -20,7 +20,10 @@ func (r *run) runFaults(ctx context.Context, begin time.Time) {
 		case <-time.After(time.Until(begin.Add(f.at))):
 		}
 		r.tell(f.String())
+		at := r.oracle.now()
 		switch f.kind {
+		case faultOutage:
+			r.during(ctx, f, func() { r.gate.shut(f.length) }, r.gate.open)
 		case faultCut:
 			r.during(ctx, f, r.nodes[f.replica].cut, r.nodes[f.replica].restore)
 		case faultFreeze:
@@ -41,6 +44,7 @@ func (r *run) runFaults(ctx context.Context, begin time.Time) {
 		}
 		r.mu.Lock()
 		r.executed = append(r.executed, fmt.Sprintf("%.2fs %v", time.Since(begin).Seconds(), f))
+		r.events = append(r.events, Event{f.kind.String(), r.clock.ms(at), milliseconds(f.length), f.replica, f.String()})
 		r.mu.Unlock()
 	}
 }

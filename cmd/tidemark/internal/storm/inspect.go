@@ -12,6 +12,9 @@ type counts struct {
 	unpromised                uint64 // of beyond
 	unknown, dbReads          uint64
 	took                      time.Duration // the reader that was the last to end
+	lasted                    time.Duration // the load
+	slices                    []slice       // of a reader
+	served, failed, flagged   uint64        // reads that began while the database was gone
 	worstStale                time.Duration
 	staleFor                  histogram
 	readLatency, writeLatency histogram
@@ -38,6 +41,20 @@ func (c *counts) judge(v verdict, broken, beyond bool) {
 	}
 }
 
+// duringOutage enters a read that began while the database was gone.
+func (c *counts) duringOutage(gone, flagged bool, err error) {
+	switch {
+	case !gone:
+	case err != nil:
+		c.failed++
+	default:
+		c.served++
+		if flagged {
+			c.flagged++
+		}
+	}
+}
+
 func (c *counts) add(d *counts) {
 	c.reads += d.reads
 	c.hits += d.hits
@@ -49,6 +66,10 @@ func (c *counts) add(d *counts) {
 	c.unknown += d.unknown
 	c.worstStale = max(c.worstStale, d.worstStale)
 	c.took = max(c.took, d.took)
+	c.slices = addSlices(c.slices, d.slices)
+	c.served += d.served
+	c.failed += d.failed
+	c.flagged += d.flagged
 	c.staleFor.merge(&d.staleFor)
 	c.readLatency.merge(&d.readLatency)
 	c.writeLatency.merge(&d.writeLatency)
@@ -97,15 +118,27 @@ func (r *run) inspect(ctx context.Context, c counts) (Result, error) {
 			res.Messages = res.Messages.add(l.tally())
 		}
 	}
+	res.Series = series(r.clock, c.lasted, c.slices, r.database.meter.Load())
+	res.ReadLatency, res.WriteLatency = c.readLatency.coarse(), c.writeLatency.coarse()
+	if !r.promise.counted {
+		res.BoundMs = milliseconds(r.promise.maxStale)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	res.Faults, res.Violations = r.executed, r.violations
+	res.Faults, res.Violations, res.Events, res.FirstViolation = r.executed, r.violations, r.events, r.first
+	for _, e := range r.events {
+		if e.Kind == faultOutage.String() {
+			o := measureOutage(Outage{AtMs: e.AtMs, ForMs: e.ForMs, ReadsServed: c.served, ReadsFailed: c.failed, FlaggedReads: c.flagged}, res.Series)
+			res.Outage = &o
+		}
+	}
 	return res, nil
 }
 
-// addWrongs adds what must never happen, and no more: d is from the quiet time,
-// which is not part of the load.
+// addWrongs adds what must never happen, and when, and no more: d is from the quiet
+// time, which is not part of the load.
 func (c *counts) addWrongs(d *counts) {
+	c.slices = addSlices(c.slices, d.slices)
 	c.backward += d.backward
 	c.beyond += d.beyond
 	c.unpromised += d.unpromised

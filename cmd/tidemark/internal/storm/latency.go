@@ -3,6 +3,7 @@ package storm
 import (
 	"math"
 	"math/bits"
+	"slices"
 	"time"
 )
 
@@ -45,6 +46,38 @@ func (h *histogram) quantile(q float64) time.Duration {
 		}
 	}
 	return math.MaxInt64 // not reached: the counts add up to total
+}
+
+// A Band counts durations of about the same length.
+type Band struct {
+	ToNs  uint64 `json:"to_ns"` // none is longer; the band before says how short they are
+	Count uint64 `json:"count"`
+}
+
+// bucketsPerBand makes four bands of a doubling.
+const bucketsPerBand = bucketsPerDoubling / 4
+
+// coarse returns the durations in bands, from the shortest to the longest: empty ones
+// between them too.
+func (h *histogram) coarse() (bands []Band) {
+	for i := 0; i < len(h.buckets); i += bucketsPerBand {
+		_, high := bucketBounds(i + bucketsPerBand - 1)
+		b := Band{ToNs: high}
+		for _, n := range h.buckets[i : i+bucketsPerBand] {
+			b.Count += n
+		}
+		bands = append(bands, b)
+	}
+	full := func(b Band) bool { return b.Count > 0 }
+	first := slices.IndexFunc(bands, full)
+	if first < 0 {
+		return nil
+	}
+	last := len(bands)
+	for !full(bands[last-1]) {
+		last--
+	}
+	return bands[max(0, first-1):last] // the one before says where the first begins
 }
 
 // bucketOf returns the bucket of v: the first 32 hold one value each, then

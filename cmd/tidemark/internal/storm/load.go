@@ -16,6 +16,8 @@ type worker func(ctx context.Context) counts
 func (r *run) load(parent context.Context) (counts, error) {
 	// All that is drawn beforehand is drawn before the clock starts.
 	workers := append(r.writers(), r.readers(streamReaders)...)
+	r.clock = newClock(r.oracle.now(), r.config.Duration+r.config.Quiet)
+	r.database.meter.Store(newMeter(r.clock))
 	ctx, cancel := context.WithTimeout(parent, r.config.Duration)
 	defer cancel()
 	begin := time.Now()
@@ -23,6 +25,7 @@ func (r *run) load(parent context.Context) (counts, error) {
 	total := together(ctx, workers)
 	r.faults.Wait()
 	total.dbReads = r.database.reads.Load()
+	total.lasted = time.Since(begin)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return total, errors.Join(r.faultErr, parent.Err())
@@ -106,12 +109,15 @@ func (p *pace) wait(ctx context.Context) bool {
 // latencySample is how many reads there are to one whose latency is measured.
 const latencySample = 32
 
+// newCounts returns those of a reader that has seen nothing.
+func (r *run) newCounts() counts { return counts{slices: make([]slice, r.clock.slices)} }
+
 // reader reads accounts in their order at its share of the rate.
 func (r *run) reader(ctx context.Context, n *node, accounts []uint32) counts {
 	c := r.config
 	share := float64(c.ReadRate) * readTick.Seconds() / float64(c.Readers*c.Replicas)
 	work := context.WithoutCancel(ctx) // a read that has begun is finished
-	var mine counts
+	mine := r.newCounts()
 	var budget float64
 	begin := time.Now()
 	p := newPace(readTick)
@@ -128,29 +134,54 @@ func (r *run) reader(ctx context.Context, n *node, accounts []uint32) counts {
 // readOne does one read and has it judged.
 func (r *run) readOne(ctx context.Context, n *node, account int, measure bool, mine *counts) {
 	before := r.oracle.beginRead(n.id, account)
-	a, hit, err := n.replica.read(ctx, account)
+	gone := r.gate.isShut()
+	got, err := n.replica.read(ctx, account)
 	if measure {
 		mine.readLatency.add(time.Duration(r.oracle.now() - before.began))
 	}
 	mine.reads++
+	slot := &mine.slices[r.clock.slot(before.began)]
+	slot.reads++
+	mine.duringOutage(gone, got.flagged, err)
 	if err != nil {
+		slot.failed++
 		r.readErrors.Add(1)
 		r.note("read of account %d on replica %d failed: %v", account, n.id, err)
 		return
 	}
-	if hit {
+	if got.hit {
 		mine.hits++
 	}
-	v := r.oracle.endRead(before, a.Op)
-	if v == (verdict{version: v.version}) {
+	if got.flagged {
+		slot.flagged++
+	}
+	v := r.oracle.endRead(before, got.account.Op)
+	if v != (verdict{version: v.version}) {
+		r.judge(before, got, v, mine, slot)
+	}
+}
+
+// judge enters a read that the oracle has something to say about.
+func (r *run) judge(before reading, got answer, v verdict, mine *counts, slot *slice) {
+	// A read that says that it may be older than was asked for keeps no bound, and
+	// states none.
+	beyond := r.promise.beyond(v) && !got.flagged
+	broken := beyond && !r.promise.counted || r.promise.belowMark(v)
+	mine.judge(v, broken, beyond)
+	if v.stale {
+		slot.stale++
+		slot.worst = max(slot.worst, v.staleFor)
+	}
+	what := violationOf(v, r.promise, got.flagged)
+	if what == "" {
 		return
 	}
-	broken := r.promise.broken(v)
-	mine.judge(v, broken, r.promise.beyond(v))
-	if r.promise.tideMark && (broken || v.backward || v.unknown) {
-		r.note("%.3fs replica %d account %d: read version %d (op %d, hit %t); newest acknowledged %d (%v earlier, confirmed %v), shown here %d, told here %d, told to doubt at %.3fs: backward %t, below the mark %t, not checked after doubt %t, unknown %t",
-			time.Duration(before.began).Seconds(), n.id, account, v.version, a.Op, hit, before.newest.version, v.staleFor, v.overdue,
-			before.shown, before.told, time.Duration(before.doubted-1).Seconds(), v.backward, v.belowMark, v.undoubted, v.unknown)
+	slot.wrong++
+	r.keepFirst(before, v, what)
+	if r.promise.tideMark {
+		r.note("%.3fs replica %d account %d: read version %d (op %d, hit %t); newest acknowledged %d (%v earlier, confirmed %v), shown here %d, told here %d, told to doubt at %.3fs: %s",
+			time.Duration(before.began).Seconds(), before.replica, before.account, v.version, got.account.Op, got.hit, before.newest.version, v.staleFor, v.overdue,
+			before.shown, before.told, time.Duration(before.doubted-1).Seconds(), what)
 	}
 }
 

@@ -20,6 +20,7 @@ type oracle struct {
 	records []record // by account
 
 	shown [][]atomic.Uint64 // [replica][account]: newest version of a completed read
+	since [][]atomic.Int64  // [replica][account]: when shown was raised, a moment after it was
 	told  [][]atomic.Uint64 // [replica][account]: newest version written there or heard of there
 
 	// doubted[replica] is when the replica was last told that it may have
@@ -102,6 +103,7 @@ func newOracle(accounts, replicas int) *oracle {
 		start:   time.Now(),
 		records: make([]record, accounts),
 		shown:   make([][]atomic.Uint64, replicas),
+		since:   make([][]atomic.Int64, replicas),
 		told:    make([][]atomic.Uint64, replicas),
 		doubted: make([]atomic.Int64, replicas),
 	}
@@ -112,6 +114,7 @@ func newOracle(accounts, replicas int) *oracle {
 	}
 	for i := range replicas {
 		o.shown[i] = make([]atomic.Uint64, accounts)
+		o.since[i] = make([]atomic.Int64, accounts)
 		o.told[i] = make([]atomic.Uint64, accounts)
 	}
 	return o
@@ -324,10 +327,33 @@ func (o *oracle) judge(r reading, version uint64, exact bool) verdict {
 	}
 	v.backward = version < r.shown
 	v.belowMark = version < max(r.shown, r.told)
-	if exact {
-		raise(&o.shown[r.replica][r.account], version)
+	if exact && raise(&o.shown[r.replica][r.account], version) {
+		o.since[r.replica][r.account].Store(o.now())
 	}
 	return v
+}
+
+// lastShown returns the newest version of account that a completed read on replica
+// has returned, and when the first such read had.
+func (o *oracle) lastShown(replica, account int) (at int64, version uint64) {
+	at = o.since[replica][account].Load()
+	return at, o.shown[replica][account].Load()
+}
+
+// around returns the acknowledgements of version, of the next above it, and of newest,
+// those of them that are remembered, in order.
+func (o *oracle) around(account int, version, newest uint64) (all []acknowledged) {
+	rec := &o.records[account]
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	above := false
+	for _, a := range rec.acks {
+		if a.version == version || a.version == newest || a.version > version && !above {
+			all = append(all, a)
+		}
+		above = above || a.version > version
+	}
+	return all
 }
 
 // staleSince returns when the oldest version newer than version was
@@ -345,12 +371,15 @@ func (o *oracle) staleSince(account int, version uint64, latest int64) (acknowle
 	return min(latest, acknowledged), confirmed, promised
 }
 
-// raise sets m to v if v is greater.
-func raise(m *atomic.Uint64, v uint64) {
+// raise sets m to v if v is greater, and reports whether it was.
+func raise(m *atomic.Uint64, v uint64) bool {
 	for {
 		old := m.Load()
-		if v <= old || m.CompareAndSwap(old, v) {
-			return
+		if v <= old {
+			return false
+		}
+		if m.CompareAndSwap(old, v) {
+			return true
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -15,6 +16,10 @@ type Report struct {
 	Schema     int      `json:"schema"`
 	Config     Config   `json:"config"`
 	Contenders []Result `json:"contenders"` // in the order in which they ran
+
+	Command string    `json:"command,omitempty"` // that ran it, if a command did
+	Began   time.Time `json:"began"`
+	Machine Machine   `json:"machine"`
 }
 
 // A Result is what a storm found about one contender.
@@ -50,6 +55,14 @@ type Result struct {
 	Messages         Tally    `json:"messages"`
 	Faults           []string `json:"faults"`               // what happened when
 	Violations       []string `json:"violations,omitempty"` // the first few, in words
+
+	BoundMs        float64    `json:"bound_ms"` // on staleness, as promised; 0: none is
+	Events         []Event    `json:"events"`   // Faults, as figures
+	Series         Series     `json:"series"`
+	ReadLatency    []Band     `json:"read_latency"`
+	WriteLatency   []Band     `json:"write_latency"`
+	FirstViolation *Violation `json:"first_violation,omitempty"`
+	Outage         *Outage    `json:"database_outage,omitempty"`
 }
 
 // Failures says in what ways the contender was wrong: a reader saw a balance
@@ -135,6 +148,26 @@ var costs = []column{
 	{"\np99", func(r Result) string { return group(uint64(r.WriteP99Us + 0.5)) }},
 }
 
+// outages is the table of what a contender did without the database.
+var outages = []column{
+	nameColumn,
+	{"served\ndatabase gone", outageCell(func(o Outage) uint64 { return o.ReadsServed })},
+	{"failed", outageCell(func(o Outage) uint64 { return o.ReadsFailed })},
+	{"flagged", outageCell(func(o Outage) uint64 { return o.FlaggedReads })},
+	{"db reads/s\nbefore", outageCell(func(o Outage) uint64 { return uint64(o.DBReadsBefore + 0.5) })},
+	{"\npeak after", outageCell(func(o Outage) uint64 { return uint64(o.DBReadsPeak + 0.5) })},
+}
+
+// outageCell shows one figure of an outage, or that there was none.
+func outageCell(figure func(Outage) uint64) func(Result) string {
+	return func(r Result) string {
+		if r.Outage == nil {
+			return "-"
+		}
+		return group(figure(*r.Outage))
+	}
+}
+
 // WriteTable writes the report for people: failing contenders first.
 func (r *Report) WriteTable(w io.Writer) error {
 	sorted := slices.Clone(r.Contenders)
@@ -146,10 +179,18 @@ func (r *Report) WriteTable(w io.Writer) error {
 	b.WriteString("\n")
 	writeRows(&b, costs, sorted)
 	b.WriteString("\n")
+	if r.Config.DatabaseOutage > 0 {
+		writeRows(&b, outages, sorted)
+		b.WriteString("\n")
+	}
 	for _, c := range sorted {
 		b.WriteString(verdictLine(c))
 	}
 	b.WriteString(legend)
+	if r.Config.DatabaseOutage > 0 {
+		b.WriteString(outageLegend)
+	}
+	b.WriteString("\n")
 	for _, c := range sorted {
 		fmt.Fprintf(&b, "  %-15s  %s\n", c.Name, strings.ReplaceAll(c.Promise, "\n", "\n"+strings.Repeat(" ", 19)))
 	}
@@ -170,7 +211,12 @@ backward reads  below what an earlier completed read of the account had returned
 stale reads     a newer version had been acknowledged before the read began; stale ms: how long before
 beyond bound    reads that are staler, or older, than the contender states, see below
 read ns         a hit or a load, from cold processor caches, one reading of the clock included
+`
 
+const outageLegend = `database gone   reads that began while no replica could reach the database: served, failed, and of those
+                served the ones that said of themselves that they may be too old
+db reads/s      rows read from the database in a second: on average until it was gone, and in the
+                slice of time with the most after it was back
 `
 
 func failRank(r Result) int {

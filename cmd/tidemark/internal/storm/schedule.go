@@ -17,7 +17,12 @@ const (
 	faultStall                      // a replica's consumer stops reading
 	faultKill                       // a writer dies between commit and publish
 	faultReconcile                  // rows change behind everybody's back
+	faultOutage                     // no replica can reach the database
 )
+
+func (k faultKind) String() string {
+	return [...]string{"cut", "freeze", "stall", "kill", "reconcile", "outage"}[k]
+}
 
 // A fault is one scheduled event. The schedule depends on the seed alone, so
 // every contender meets the same one.
@@ -38,6 +43,8 @@ func (f fault) String() string {
 		return fmt.Sprintf("the consumer of replica %d stalls for %v", f.replica, f.length)
 	case faultKill:
 		return "a writer is killed between commit and publish"
+	case faultOutage:
+		return fmt.Sprintf("the database is gone for %v", f.length)
 	default:
 		return "the overnight reconciliation runs"
 	}
@@ -80,13 +87,28 @@ func schedule(c Config) []fault {
 		add(1, faultReconcile, 0)
 	}
 	rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
-	window := float64(c.Duration) * (faultsTo - faultsFrom)
+	window := float64(c.Duration)*(faultsTo-faultsFrom) - float64(c.DatabaseOutage)
 	for i := range faults {
 		part := window / float64(len(faults))
 		faults[i].at = time.Duration(float64(c.Duration)*faultsFrom + part*(float64(i)+rng.Float64()))
 	}
+	if c.DatabaseOutage > 0 {
+		faults = withOutage(faults, c, time.Duration(window))
+	}
 	slices.SortFunc(faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	return faults
+}
+
+// withOutage puts the outage into the middle of the window in which the other faults
+// are, and those that came after its beginning behind it.
+func withOutage(faults []fault, c Config, window time.Duration) []fault {
+	at := time.Duration(float64(c.Duration)*faultsFrom) + window/2
+	for i := range faults {
+		if faults[i].at >= at {
+			faults[i].at += c.DatabaseOutage
+		}
+	}
+	return append(faults, fault{kind: faultOutage, at: at, length: c.DatabaseOutage})
 }
 
 // accountsDrawn is the length of the sequence of accounts that one worker
