@@ -4174,7 +4174,7 @@ var guards = []guard{
 		name:   "audit yield 2",
 		file:   "audit_ask.go",
 		old:    "\t\tif refused != nil {\n",
-		new:    "\t\tif false {\n",
+		new:    "\t\tif errors.Is(refused, errPutOff) {\n",
 		breaks: "the auditor asks a source that the Breaker protects",
 		test:   "TestAudit_YieldsToReaders",
 	},
