@@ -51,6 +51,7 @@ type Cache[K comparable, V any] struct {
 	versions *versionLoader[K] // nil: the source cannot tell them
 	doubts   atomic.Int64      // writes in doubt
 	replica  *member[K, V]
+	audit    *auditor[K, V] // nil without Options.Audit
 	stats    stats
 	logLimit *logLimit
 
@@ -61,7 +62,7 @@ type Cache[K comparable, V any] struct {
 	life    context.Context
 	endLife context.CancelFunc
 	loads   gate           // loads and settlings of doubts
-	pump    sync.WaitGroup // the policy goroutine
+	pump    sync.WaitGroup // the policy goroutine, and the auditor's
 	work    gate           // writes and invalidations that Close waits for
 	closing sync.Once
 	closeEr error
@@ -70,8 +71,8 @@ type Cache[K comparable, V any] struct {
 // New returns a cache. All mistakes in o are reported at once; errors.As finds
 // them as [*OptionError].
 //
-// The cache owns three goroutines, for admission and eviction, and at least two
-// more if it has an Invalidator; Close ends them. New does not wait for the network:
+// The cache owns three goroutines, for admission and eviction, at least two more if
+// it has an Invalidator, and one if it has an auditor; Close ends them. New does not wait for the network:
 // until the first hello has come back through the Invalidator, every read goes
 // to the source.
 func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
@@ -110,6 +111,13 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	c.sourceEpoch.Store(o.SourceEpoch)
 	c.adopted.Store(o.SourceEpoch)
 	c.fresh.Reset(0)
+	if o.Shadow {
+		c.era.Store(eraShadow)
+	}
+	if o.Audit != nil {
+		c.audit = newAuditor(c)
+		c.pump.Go(c.audit.run)
+	}
 	c.pump.Go(c.maintain)
 	if o.Invalidator.connected() {
 		if err := c.join(); err != nil {
@@ -684,6 +692,7 @@ func (c *Cache[K, V]) sweep(s *shard[K, V], cells uint64) {
 		p, ok := s.table.At(s.sweepAt)
 		s.sweepAt++
 		if ok && (p.Head.expired(&at) || generation(p.Head.era.Load()) != generation(at.era)) {
+			s.recordLocked(swept, s.table.Hash(p), p.Head.mark(), byNothing, at)
 			s.dropLocked(p, s.table.Hash(p), at)
 		}
 	}

@@ -46,7 +46,8 @@
 //
 // Keys are independent: two reads may see one key before and another after a
 // change that touched both. Writers that bypass the cache and do not call
-// Invalidate are noticed by nobody but [Options.TTL]. On core NATS there is no
+// Invalidate are noticed by nobody but [Options.TTL], and, if it is set, by the
+// auditor that [Options.Audit] starts, when it comes to the key. On core NATS there is no
 // bound on how long a lost message goes unnoticed if its sender then dies.
 // A source that goes back to older versions, as after a restore from backup,
 // must be declared by [Cache.SetSourceEpoch].
@@ -56,7 +57,7 @@
 //
 // # Goroutines
 //
-// New starts three, for admission and eviction, and with an Invalidator at
-// least two more and what its transport needs. Each load runs in one of its
+// New starts three, for admission and eviction, one with [Options.Audit], and with an
+// Invalidator at least two more and what its transport needs. Each load runs in one of its
 // own. [Cache.Close] ends all of them.
 package tidemark

@@ -89,9 +89,10 @@ const (
 	byWrite
 	byInvalidate // a call of Invalidate in this process
 	byMessage    // another replica or a Publisher
+	byAudit      // the auditor has asked the source
 )
 
-var causeNames = [...]string{"nothing", "load", "put", "fill", "write", "invalidate", "message"}
+var causeNames = [...]string{"nothing", "load", "put", "fill", "write", "invalidate", "message", "audit"}
 
 func (c cause) String() string { return causeNames[c] }
 

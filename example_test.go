@@ -450,3 +450,55 @@ func ExampleOptions_logger() {
 	// Output:
 	// 100 events, 11 records, the last: level=WARN msg="tidemark: records left out of the log" cache=balances message="tidemark: a value costs more than MaxCost and is not cached" records=90
 }
+
+// An auditor finds what no message tells of: here somebody has changed a row behind
+// the cache's back.
+func ExampleCache_Audit() {
+	ctx := context.Background()
+	db := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{
+		Store: db,
+		Audit: &tidemark.AuditOptions[string, int]{Bound: 10 * time.Millisecond},
+	})
+	defer cache.Close(ctx)
+
+	_, _ = cache.Load(ctx, "alice")
+	db.mu.Lock()
+	db.rows["alice"] = account{balance: 0, version: 2}
+	db.mu.Unlock()
+
+	report, _ := cache.Audit(ctx) // it does so by itself, too
+	fmt.Println("stale:", report.Stale, "repaired:", report.Repaired)
+	for _, m := range cache.Mismatches() {
+		fmt.Printf("%s: version %d, the source had %d\n", m.Key, m.Version, m.Source)
+	}
+	e, _ := cache.Load(ctx, "alice")
+	fmt.Println(e.Value, e.Version)
+	// Output:
+	// stale: 1 repaired: 1
+	// alice: version 1, the source had 2
+	// 0 2
+}
+
+// In shadow mode nobody is served from memory, and the cache says what would have
+// been.
+func ExampleOptions_shadow() {
+	ctx := context.Background()
+	db := newAccounts()
+	cache, _ := tidemark.New(tidemark.Options[string, int]{Store: db, Shadow: true})
+	defer cache.Close(ctx)
+
+	for range 3 {
+		_, _ = cache.Load(ctx, "alice")
+	}
+	db.mu.Lock()
+	db.rows["alice"] = account{balance: 0, version: 2} // and nobody tells
+	db.mu.Unlock()
+	e, _ := cache.Load(ctx, "alice")
+	s := cache.Stats()
+	fmt.Println("balance:", e.Value)
+	fmt.Println("memory would have served", s.ShadowHits, "reads, and", s.ShadowOlder, "with an old balance")
+	// Output:
+	// balance: 0
+	// memory would have served 3 reads, and 1 with an old balance
+}

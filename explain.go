@@ -27,7 +27,7 @@ type Explanation struct {
 	// highest of several keys that share a slot: this key's is not above it.
 	TideMark Version
 	Deleted  bool          // the mark is a deletion
-	SetBy    string        // what set it: load, put, fill, write, invalidate, message, nothing
+	SetBy    string        // what set it: load, put, fill, write, invalidate, message, audit, nothing
 	SetAgo   time.Duration // when, unless the entry itself is the mark
 	Shared   bool
 	Blind    bool // a change without a version has made bare Puts here unprovable
@@ -37,6 +37,12 @@ type Explanation struct {
 	InDoubt  int  // writes whose outcome is not known: the key is not cached
 	CutOff   bool // this replica does not hear the others
 	Bypassed bool // SetBypass is on
+	Shadow   bool // Options.Shadow is set
+
+	// Record is what happened to the key here lately, oldest first, up to 64, as
+	// far as it is remembered; only with an auditor. Now and then another key of
+	// the same hash is in it.
+	Record []Happening `json:",omitempty"`
 }
 
 // Explain returns what is known of key at this moment. It is for diagnosis: it
@@ -47,7 +53,8 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := c.moment()
-	x := Explanation{CutOff: at.era&eraCutOff != 0, Bypassed: at.era&eraBypass != 0}
+	x := Explanation{CutOff: at.era&eraCutOff != 0, Bypassed: at.era&eraBypass != 0, Shadow: at.era&eraShadow != 0}
+	x.Record = s.recorder.ofLocked(hash, c.clock.began)
 	if p := s.pending[key]; p != nil {
 		x.Loading, x.Fences, x.InDoubt = p.flight != nil, len(p.fences), p.doubts
 	}
@@ -67,7 +74,7 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	x.Served = e.era == at.era && !e.expired(at.now())
 	x.Cause, x.Policy = e.cause.String(), p.Head.state().String()
 	x.Thrown = generation(e.era) != generation(at.era)
-	x.Suspect = !x.Thrown && e.era != at.era&^eraBypass
+	x.Suspect = !x.Thrown && e.era != at.era&^eraSwitchedOff
 	if e.expiresAt != 0 {
 		x.Expires = time.Duration(e.expiresAt - at.now())
 	}
@@ -92,6 +99,8 @@ func (x Explanation) String() string {
 		switch {
 		case x.Bypassed:
 			say(", not served: bypassed")
+		case x.Shadow:
+			say(", not served: in shadow mode")
 		case x.CutOff:
 			say(", not served: cut off from the replicas")
 		case x.Thrown:

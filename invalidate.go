@@ -560,10 +560,20 @@ func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 		}
 		s.invalidateLocked(key, hash, m, byMessage, at)
 		s.mu.Unlock()
+		if r.c.audit.samples() {
+			r.sample(w.Key, hash)
+		}
 		applied++
 		r.end(e, w.Op)
 	}
 	r.applies.Add(applied)
+}
+
+// sample lets the auditor look again at a key that was invalidated.
+func (r *member[K, V]) sample(name []byte, hash uint64) {
+	if key, err := r.c.parseKey(name); err == nil { // it is kept, unlike the one of apply
+		r.c.audit.sample(key, hash)
+	}
 }
 
 // begin keeps the key of another replica's strict write out of memory until that
@@ -894,6 +904,9 @@ func (c *Cache[K, V]) apply(key K, hash uint64, m mark, epoch uint32, by cause) 
 	s.mu.Lock()
 	s.invalidateLocked(key, hash, c.comparable(m, epoch), by, c.moment())
 	s.mu.Unlock()
+	if c.audit.samples() {
+		c.audit.sample(key, hash)
+	}
 }
 
 // announce queues one change for the other replicas. epoch is what m is of.

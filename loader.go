@@ -66,6 +66,8 @@ type flight[K comparable, V any] struct {
 	// overtaken is fence.moved when the load ended: something became known of
 	// the key while it ran.
 	overtaken bool
+
+	looks bool // in shadow mode, for readers whom memory would have served: not to be stored
 }
 
 // meets reports whether the flight's result is good enough for w. An absence
@@ -107,6 +109,8 @@ type waiter[K comparable, V any] struct {
 	fresh   replica.Mark   // read before whatever entry board finds
 	tries   int
 	gen     uint32 // when the read began
+
+	shadow *shadow[V] // in shadow mode, what memory would have served
 }
 
 // maxRunning bounds the loads of one key that run at once: one that may have
@@ -175,11 +179,15 @@ func (c *Cache[K, V]) landed(f *flight[K, V], w *waiter[K, V]) (e Entry[V], ok b
 	switch {
 	case f.err != nil:
 		return Entry[V]{Age: -1}, false, f.err
+	case c.opts.Shadow && f.suffices(w):
 	case !f.meets(w):
 		return Entry[V]{Age: -1}, false, nil
 	}
 	e = f.entry
 	e.Age += replica.At(f.began).Age(f.began.Mono, c.moments())
+	if w.shadow != nil {
+		c.compareShadow(w, &e)
+	}
 	if e.Absent {
 		err = ErrNotFound
 	}
@@ -210,6 +218,9 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 		if _, ok := c.peek(w.hash, w.key, &n); ok && c.admits(w.level, applied, &n.E.facts, fresh, w.at) {
 			return &n, nil, false, nil
 		}
+		if c.opts.Shadow {
+			w.shadow = c.shadowOf(w, applied)
+		}
 	}
 	at := c.moment()
 	known := s.knownLocked(w.hash, w.key, at)
@@ -219,6 +230,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 		return nil, f, false, nil
 	}
 	if p := s.pending[w.key]; p != nil && p.next != nil {
+		p.next.looks = p.next.looks && w.shadow != nil
 		w.waitFor(p.next, known)
 		c.stats.joined.Add(1)
 		return nil, p.next, false, nil
@@ -226,7 +238,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	if !c.loads.enter() {
 		return nil, nil, false, ErrClosed
 	}
-	f = &flight[K, V]{done: make(chan struct{}), off: now, fence: fence[K]{key: w.key, hash: w.hash}}
+	f = &flight[K, V]{done: make(chan struct{}), off: now, fence: fence[K]{key: w.key, hash: w.hash}, looks: w.shadow != nil}
 	if p := s.pending[w.key]; p != nil && p.running >= maxRunning {
 		f.strong, f.caller = true, ctx // strong, so that it is good enough for all who will wait
 		p.next = f
@@ -268,6 +280,9 @@ func (s *shard[K, V]) joinableLocked(w *waiter[K, V], at moment) *flight[K, V] {
 		return nil
 	}
 	if !f.strong && (w.tries > 1 || w.level.strong()) {
+		return nil
+	}
+	if f.looks && w.shadow == nil {
 		return nil
 	}
 	return f
@@ -485,6 +500,9 @@ func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
 		proven -= int64(c.opts.LoaderClass.lag)
 	}
 	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began.Mono - proven)}
+	if f.looks {
+		return
+	}
 	n := newNode(f.key, f.hash, value, m, byLoad)
 	n.E.provenAt = proven
 	f.err = &LoadError{Err: errGoexit} // what is left if Cost or EntryTTL ends this goroutine

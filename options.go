@@ -153,6 +153,23 @@ type Options[K comparable, V any] struct {
 	// bound.
 	MaxStale time.Duration
 
+	// Audit, if not nil, starts an auditor, which compares memory with the source.
+	Audit *AuditOptions[K, V]
+
+	// Shadow lets the cache run beside a service that does not trust it yet. Nothing
+	// is served from memory: Get and GetEntry miss, and Load, Read, LoadMany and Update
+	// get what the source says, as with SetBypass. Writes, fills, invalidations and
+	// evictions go on as they would, and a read that memory would have served is not
+	// stored but compared: Stats.ShadowHits counts such reads, and ShadowOlder those
+	// that would have got an older state than the source had. Some of those are as
+	// it should be, as long as the message of a change is on its way; so the auditor,
+	// which Shadow starts with its defaults if there is no Audit, looks whether they
+	// still differ after its Bound, and counts those that do.
+	//
+	// The source gets every read. Readers of a key share loads, and MaxLoads bounds
+	// them: it should be at least what runs at once without the cache.
+	Shadow bool
+
 	// Logger receives what an operator should know: cut-offs, lost messages,
 	// writes in doubt. Nil means that nothing is logged. A flood does not reach it:
 	// of one message at one level it gets 10 records in 10 seconds, and then, when
@@ -257,6 +274,9 @@ func (o Options[K, V]) normal() (Options[K, V], error) {
 	setDefault(&o.MaxLoads, defaultMaxLoads)
 	setDefault(&o.DoubtTimeout, defaultDoubtTimeout)
 	setDefault(&o.MaxDoubts, 256)
+	if o.Shadow && o.Audit == nil {
+		o.Audit = &AuditOptions[K, V]{}
+	}
 	if o.Shards == 0 {
 		o.Shards = defaultShards(o.ExpectedEntries)
 	}
@@ -300,6 +320,12 @@ func (o Options[K, V]) Warnings() (all []string) {
 	}
 	if o.OnStale == Fail && !logged {
 		warn("OnStale is Fail without a Log: once an entry is older than a read's bound, such reads fail until it is gone")
+	}
+	if o.Audit != nil && connected && o.auditBound() < 4*beat {
+		warn("Audit.Bound is %v, less than four beats of %v: what is noticed by then is no mismatch", o.Audit.Bound, beat)
+	}
+	if o.Shadow {
+		warn("Shadow is set: nothing is served from memory")
 	}
 	if o.MaxLoads < 0 {
 		warn("MaxLoads is negative: a cold cache asks the source for everything at once")
@@ -368,6 +394,7 @@ func (o *Options[K, V]) validate() error {
 		bad("Store", "holds a nil %T", o.Store)
 	}
 	o.validateLoader(bad)
+	o.validateAudit(bad)
 	if o.RefreshAfter > 0 && o.Loader == nil && o.Store == nil {
 		bad("RefreshAfter", "is set, but there is nothing to load from")
 	}

@@ -397,6 +397,7 @@ func (h *head) call(hash uint64, withdraw bool) op {
 
 // evictLocked drops the entry at p to make room.
 func (s *shard[K, V]) evictLocked(p place, hash uint64, at moment) {
+	s.recordLocked(evicted, hash, p.Head.mark(), byNothing, at)
 	s.dropLocked(p, hash, at)
 	s.policy.evictions.Add(1)
 }

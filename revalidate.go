@@ -89,9 +89,9 @@ func (l *versionLoader[K]) leave(q *question[K]) []K {
 
 // confirm asks whether the source still has the version of the state that memory
 // has of f's key, and returns that state if so. Otherwise f must be loaded, as
-// while the bypass is on: then nobody trusts what memory has.
+// while the bypass is on or in shadow mode: then nobody trusts what memory has.
 func (c *Cache[K, V]) confirm(ctx context.Context, f *flight[K, V]) (got Loaded[V], err error) {
-	if c.versions == nil || !f.strong || f.era&eraBypass != 0 {
+	if c.versions == nil || !f.strong || f.era&eraSwitchedOff != 0 {
 		return got, nil
 	}
 	var e entry[V]

@@ -16,7 +16,7 @@ import (
 //	1  policy.turn                       for the calls of Ristretto
 //	   policy.resizing                   for the limits; also within the turn
 //	2  shard.mu                          one shard
-//	3  gate.mu, member.mu, outbox.mu     each for a few instructions
+//	3  gate.mu, member.mu, outbox.mu, auditor.mu     each for a few instructions
 //
 // Nothing that may block or re-enter is called under 2 or 3: no I/O, no channel
 // send that can wait, no Loader, Store, Cost or OnEvent, no log line, no call
@@ -72,6 +72,8 @@ type shard[K comparable, V any] struct {
 	since uint32
 
 	sweepAt uint64 // the cell at which the next sweep begins
+
+	recorder *recorder // nil without an auditor
 
 	_ [64]byte // keeps the neighbours' locks off this cache line
 }
@@ -134,20 +136,23 @@ func (at *moment) now() int64 {
 }
 
 // An era is a generation in the high half, a count of suspicions in the low
-// half, and two lowest bits that say that this replica is cut off, or bypassed.
+// half, and three lowest bits that say that this replica is cut off, bypassed, or a
+// shadow.
 //
 // An entry is served only in the era in which it was installed. A new
 // generation makes every entry worthless, its version too; a new suspicion
 // makes it suspect: its version is still a floor, but the source must confirm
-// or replace it before it is served. While one of the two bits is set no entry is
+// or replace it before it is served. While one of the bits is set no entry is
 // in the era, for entries carry eras without them.
 const (
 	eraCutOff     = 1
 	eraBypass     = 2
-	eraSuspicion  = 4
+	eraShadow     = 4
+	eraSuspicion  = 8
 	eraGeneration = 1 << 32
 
-	eraUnserved = eraCutOff | eraBypass
+	eraSwitchedOff = eraBypass | eraShadow // by people
+	eraUnserved    = eraCutOff | eraSwitchedOff
 )
 
 func generation(era uint64) uint32 { return uint32(era >> 32) }
@@ -255,6 +260,7 @@ func (s *shard[K, V]) raiseLocked(key K, hash uint64, m mark, self *fence[K], at
 // that it changed. An entry older than that is dropped; one at m stays, so that
 // the echo of an own write is harmless (S47).
 func (s *shard[K, V]) invalidateLocked(key K, hash uint64, m mark, by cause, at moment) {
+	s.recordLocked(told, hash, m, by, at)
 	p, ok := s.table.Find(hash, key)
 	if m.version == 0 {
 		s.tide.blindly(hash)
@@ -284,6 +290,7 @@ func (s *shard[K, V]) invalidateLocked(key K, hash uint64, m mark, by cause, at 
 // take effect at any moment. Its mark stays known.
 func (s *shard[K, V]) holdLocked(key K, hash uint64, at moment) {
 	s.pendLocked(key).doubts++
+	s.recordLocked(held, hash, mark{}, byWrite, at)
 	if p, ok := s.table.Find(hash, key); ok {
 		s.dropLocked(p, hash, at)
 	}
@@ -355,6 +362,7 @@ func (s *shard[K, V]) installLocked(n *node[K, V], cost int64, self *fence[K], a
 			return missing
 		}
 	}
+	s.recordLocked(installed, n.Hash, n.E.mark(), n.E.cause, at)
 	n.E.era = at.era &^ eraUnserved
 	if had {
 		s.countLocked(old.era, -1, at)

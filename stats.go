@@ -69,6 +69,20 @@ type Stats struct {
 	Panics    uint64 // callbacks that panicked
 	Muted     uint64 // records that the Logger was spared, see Options.Logger
 
+	// What the auditor has found; AuditReport has more.
+
+	AuditChecked uint64 // entries that were compared with the source
+	AuditStale   uint64 // confirmed: the source had a newer state for longer than Bound
+	AuditDiffers uint64 // confirmed: another value at the same version
+	AuditAhead   uint64 // confirmed: the source had an older state
+	AuditRefused uint64 // comparisons that were put off
+	AuditCycles  uint64 // times when every entry was looked at
+
+	// In shadow mode, see Options.Shadow: reads that memory would have served, and
+	// those of them that would have got an older state than the source had, or another
+	// value.
+	ShadowHits, ShadowOlder, ShadowDiffers uint64
+
 	Loading     int   // calls of the Loader that run
 	Entries     int   // as Len
 	Cost        int64 // of all entries; never above MaxCost but while Resize shrinks
@@ -80,6 +94,7 @@ type Stats struct {
 	State       State
 	SourceEpoch uint32 // the latest that was declared
 	Bypassed    bool   // SetBypass is on: nothing is served from memory
+	Shadow      bool   // Options.Shadow is set: nothing is served from memory
 	CutOff      bool   // this replica does not hear the others: nothing is served from memory
 
 	// Fresh is how old any entry can be at most, as the Log has shown: what is
@@ -111,11 +126,15 @@ func (c *Cache[K, V]) Stats() Stats {
 		Entries: c.Len(), Cost: c.policy.cost.Load(), MaxCost: c.policy.limit.Load(),
 		InDoubt: int(c.doubts.Load()), CutOff: c.era.Load()&eraCutOff != 0,
 		State: c.state(), SourceEpoch: c.sourceEpoch.Load(), Bypassed: c.era.Load()&eraBypass != 0,
-		Fresh: c.freshness().Alone(c.moments()),
+		Fresh:  c.freshness().Alone(c.moments()),
+		Shadow: c.opts.Shadow, ShadowHits: t.shadowHits.Load(), ShadowOlder: t.shadowOlder.Load(), ShadowDiffers: t.shadowDiffers.Load(),
 	}
 	s.Refused = s.RefusedLoads + s.RefusedFills + s.RefusedWrites
 	if c.replica != nil {
 		c.replica.addStats(&s)
+	}
+	if c.audit != nil {
+		c.audit.addStats(&s)
 	}
 	return s
 }
@@ -193,6 +212,8 @@ type stats struct {
 	puts             [Closed + 1]atomic.Uint64
 	refused          [byMessage + 1]atomic.Uint64
 	tooLarge, unkept atomic.Uint64
+
+	shadowHits, shadowOlder, shadowDiffers atomic.Uint64
 
 	writes, conflicts, uncertain, invalidated, flushes, suspicions, panics atomic.Uint64
 }
@@ -297,10 +318,18 @@ const (
 
 	// EventSourceEpoch: the source has gone back, and everything was forgotten.
 	EventSourceEpoch
+
+	// EventMismatch: the auditor has confirmed that an entry was not what the
+	// source has. Cache.Mismatches has its key.
+	EventMismatch
+
+	// EventTripped: there were so many that the auditor has set SetBypass.
+	EventTripped
 )
 
 var eventNames = [...]string{"invalid", "suspect", "cut off", "rejoined", "bad message", "foreign message",
-	"collapsed", "uncertain", "resolved", "too large", "panic", "log down", "log up", "lapsed", "source epoch"}
+	"collapsed", "uncertain", "resolved", "too large", "panic", "log down", "log up", "lapsed", "source epoch",
+	"mismatch", "tripped"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {

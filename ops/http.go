@@ -24,7 +24,8 @@ import (
 // if there are several caches, it shows what is known of that key ([tidemark.Cache.Explain]);
 // with &value=1 its value too, if the View may show it. A request that accepts
 // text/html gets a page without external parts, one that accepts application/json or
-// says format=json gets JSON, and others get plain text.
+// says format=json gets JSON, and others get plain text. With ?audit=1 it shows what
+// the auditor has found, and with &keys=1 the keys of its mismatches, too.
 //
 // It answers to GET and HEAD and changes nothing, lets nobody store what it says,
 // and does not ask who asks: mount it where net/http/pprof would be. No view may be
@@ -56,6 +57,7 @@ type page struct {
 	Caches     []Report    `json:",omitempty"`
 	Key        string      `json:",omitempty"` // what was asked for
 	Inspection *Inspection `json:",omitempty"`
+	Audits     []Audit     `json:",omitempty"`
 	Error      string      `json:",omitempty"`
 }
 
@@ -121,6 +123,12 @@ func (h *handler) answer(r *http.Request) (p page, status int) {
 			return page{Error: "there is no cache of that name"}, http.StatusNotFound
 		}
 	}
+	if query.Get("audit") == "1" {
+		for _, v := range chosen {
+			p.Audits = append(p.Audits, v.Audit(query.Get("keys") == "1"))
+		}
+		return p, http.StatusOK
+	}
 	if !query.Has("key") {
 		for _, v := range chosen {
 			p.Caches = append(p.Caches, v.Report())
@@ -183,6 +191,14 @@ func writeText(w *bytes.Buffer, p page) error {
 		table("build", r.Build)
 		fmt.Fprintln(t)
 	}
+	for _, a := range p.Audits {
+		fmt.Fprintf(t, "cache %s on %s at %s\n", a.Cache, a.Instance, a.Time.Format(time.RFC3339))
+		table("audit", a.Report)
+		for _, m := range a.Mismatches {
+			table("mismatch", m)
+		}
+		fmt.Fprintln(t)
+	}
 	if x := p.Inspection; x != nil {
 		fmt.Fprintf(t, "key %q on %s: %s\n", p.Key, x.Instance, x.Words)
 		table("explanation", x.Explanation)
@@ -216,6 +232,11 @@ td { font-family: monospace; overflow-wrap: anywhere; max-width: 40em; }
 {{range .Warnings}}<p class="warning">{{.}}</p>{{end}}
 <form method="get"><input type="hidden" name="cache" value="{{.Cache}}"><label>Key <input name="key"></label> <button>Explain</button></form>
 {{template "table" (facts .Stats)}}{{template "table" (facts .Settings)}}{{template "table" (facts .Build)}}
+{{end}}
+{{range .Audits}}
+<h1>{{.Cache}}: audit</h1>
+<p>{{.Instance}}, {{.Time.Format "2006-01-02T15:04:05Z07:00"}}</p>
+{{template "table" (facts .Report)}}{{range .Mismatches}}{{template "table" (facts .)}}{{end}}
 {{end}}
 {{with .Inspection}}
 <h1>{{$.Key}}</h1>

@@ -65,6 +65,8 @@ type View struct {
 
 	report  func() Report
 	inspect func(key string, value bool) (Inspection, error)
+	audit   func(keys bool) Audit
+	start   func() (tidemark.AuditReport, error)
 }
 
 // A Report is what one replica says of itself. Durations are in nanoseconds in
@@ -156,6 +158,7 @@ func New[K comparable, V any](cache *tidemark.Cache[K, V], o Options[K, V]) (*Vi
 		return Report{Cache: o.Name, Instance: o.Instance, Time: time.Now().UTC(), Stats: cache.Stats(),
 			Settings: facts, Warnings: warnings, Build: build}
 	}
+	v.audit, v.start = auditor(cache, o, settings.KeyCodec)
 	v.inspect = func(text string, value bool) (Inspection, error) {
 		if value && o.FormatValue == nil {
 			return Inspection{}, ErrNoValues

@@ -171,3 +171,65 @@ func TestReport(t *testing.T) {
 	assert.Regexp(t, `^\S+:\d+$`, plain.Instance())
 	assert.Equal(t, "c", plain.Name())
 }
+
+// The auditor's findings are shown without keys, unless those are asked for.
+func TestAudit(t *testing.T) {
+	rows := map[string]tidemark.Version{"4929-1234": 1}
+	load := tidemark.LoaderFunc[string, string](func(_ context.Context, key string) (string, tidemark.Version, error) { return "secret", rows[key], nil })
+	v, cache := viewOf(t, tidemark.Options[string, string]{Loader: load, Audit: &tidemark.AuditOptions[string, string]{Bound: time.Millisecond, Every: time.Hour}},
+		ops.Options[string, string]{Name: "c", Instance: "me"})
+	wait := func(cycles uint64) {
+		require.Eventually(t, func() bool { return v.Audit(false).Report.Cycles >= cycles }, 10*time.Second, time.Millisecond)
+	}
+	wait(1)
+	_, err := cache.Load(t.Context(), "4929-1234")
+	require.NoError(t, err)
+	rows["4929-1234"] = 3
+	before, err := v.StartAudit(false)
+	require.NoError(t, err)
+	assert.EqualValues(t, 1, before.Report.Begun)
+	wait(2)
+	a := v.Audit(false)
+	assert.EqualValues(t, 1, a.Report.Stale)
+	assert.EqualValues(t, 2, a.Report.MostBehind)
+	assert.Equal(t, "me", a.Instance)
+	require.Len(t, a.Mismatches, 1)
+	assert.Empty(t, a.Mismatches[0].Key)
+	assert.Equal(t, "4929-1234", v.Audit(true).Mismatches[0].Key)
+	for _, query := range []string{"?audit=1", "?audit=1&format=json", "?audit=1&format=html", "?cache=c&audit=1"} {
+		w := ask(t, "GET", query, "", v)
+		assert.Equal(t, 200, w.Code)
+		assert.Contains(t, w.Body.String(), "stale", query)
+		assert.NotContains(t, w.Body.String(), "4929", query)
+		assert.NotContains(t, w.Body.String(), "secret", query)
+		assert.Contains(t, ask(t, "GET", query+"&keys=1", "", v).Body.String(), "4929", query)
+	}
+	assert.EqualValues(t, 2, v.Audit(false).Report.Begun, "to look begins nothing")
+	require.NoError(t, cache.Close(t.Context()))
+	_, err = v.StartAudit(false)
+	require.ErrorIs(t, err, tidemark.ErrClosed)
+
+	none, _ := view(t, ops.Options[string, string]{Name: "none"})
+	_, err = none.StartAudit(false)
+	require.ErrorIs(t, err, ops.ErrNoAuditor)
+	assert.Zero(t, none.Audit(true).Report)
+}
+
+// Keys of mismatches are written as they are asked for.
+func TestAudit_KeysAsPeopleWriteThem(t *testing.T) {
+	keyOf := func(t *testing.T, view *ops.View) string {
+		require.Eventually(t, func() bool { return len(view.Audit(true).Mismatches) > 0 }, 10*time.Second, time.Millisecond)
+		return view.Audit(true).Mismatches[0].Key
+	}
+	assert.Equal(t, "-42", keyOf(t, mismatched(t, -42, tidemark.Options[int, int]{})))
+	assert.Equal(t, "0x00010203", keyOf(t, mismatched(t, point{1, 0x203}, tidemark.Options[point, int]{KeyCodec: pointCodec{}})))
+}
+
+// mismatched returns a View of a cache that has a key ahead of its source.
+func mismatched[K comparable](t *testing.T, key K, o tidemark.Options[K, int]) *ops.View {
+	o.Loader = tidemark.LoaderFunc[K, int](func(context.Context, K) (int, tidemark.Version, error) { return 0, 1, nil })
+	o.Audit = &tidemark.AuditOptions[K, int]{Bound: time.Millisecond, Every: time.Millisecond}
+	v, cache := viewOf(t, o, ops.Options[K, int]{Name: "c"})
+	require.Equal(t, tidemark.Applied, cache.Put(key, 1, 17))
+	return v
+}

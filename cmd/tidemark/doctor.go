@@ -421,6 +421,13 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 	if r.Stats.Bypassed {
 		d.warn(who, "SetBypass(false), if whoever set it trusts the cache again", "it is bypassed: nothing is served from memory")
 	}
+	if r.Stats.Shadow {
+		d.warn(who, "Options.Shadow, once you trust it", "it is in shadow mode: nothing is served from memory")
+	}
+	if n := r.Stats.AuditStale + r.Stats.AuditDiffers + r.Stats.AuditAhead; n > 0 {
+		d.fail(who, "tidemark audit -keys shows them: who changes those keys and tells nobody? If they are ahead, did the source go back?",
+			"its auditor has confirmed %d mismatches with the source", n)
+	}
 	if r.Stats.InDoubt > 0 {
 		d.warn(who, "look at the database, if that does not pass", "%d writes are in doubt", r.Stats.InDoubt)
 	}

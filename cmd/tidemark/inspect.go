@@ -178,6 +178,11 @@ func (x *inspection) print(std streams) error {
 			}
 			fmt.Fprintf(std.out, "\nvalue at %s: %s%s\n", printable(r.Instance), strconv.Quote(r.Value), more)
 		}
+		if len(r.Explanation.Record) > 0 { // only with an auditor
+			fmt.Fprintf(std.out, "\nlately at %s:", printable(r.Instance))
+			printRecord(std.out, r.Explanation.Record)
+			fmt.Fprintln(std.out)
+		}
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ var commands = []command{
 	{"relay", "tell the replicas of a cache what PostgreSQL has written down", runRelay},
 	{"top", "show the replicas of a cache, and what they do, while you look", runTop},
 	{"inspect", "ask every replica, and the source, for the version of a key, and why", runInspect},
+	{"audit", "let every replica compare its memory with the source, and say what it found", runAudit},
 	{"doctor", "look for what is wrong with a cache's streams, permissions, clocks and options", runDoctor},
 }
 

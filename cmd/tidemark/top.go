@@ -201,6 +201,9 @@ func (t *topper) line(r ops.Report) []string {
 	if s.Bypassed {
 		state += ", bypassed"
 	}
+	if s.Shadow {
+		state += ", shadow"
+	}
 	per := time.Duration(0)
 	old, again := t.before[r.Instance]
 	if again && r.Time.After(old.Time) && !restarted(old.Stats, s) {

@@ -176,6 +176,24 @@ var metrics = []description{
 	{"tidemark.backlog_collapses", counter, "{backlog}", "Backlogs that grew too long and became one message that everything changed.",
 		"", one(func(s stats) uint64 { return s.Collapsed })},
 
+	{"tidemark.audit_checks", counter, "{entry}", "Entries that the auditor has compared with the source. Its rate is bounded by AuditOptions.Rate; 0 for long means that it is not set, or is put off.",
+		"", one(func(s stats) uint64 { return s.AuditChecked })},
+	{"tidemark.audit_mismatches", counter, "{entry}", "Entries that differed from the source for longer than they may. stale: the source had a newer state; differs: another value at the same version; ahead: an older state, so it went back. Each should be looked into.",
+		"kind", []series{
+			number("stale", func(s stats) uint64 { return s.AuditStale }), number("differs", func(s stats) uint64 { return s.AuditDiffers }),
+			number("ahead", func(s stats) uint64 { return s.AuditAhead })}},
+	{"tidemark.audit_refused", counter, "{entry}", "Comparisons that were put off, for readers who needed the source more, for the Breaker, or because the source failed. They are made later.",
+		"", one(func(s stats) uint64 { return s.AuditRefused })},
+	{"tidemark.audit_cycles", counter, "{cycle}", "Times when the auditor has looked at every entry.",
+		"", one(func(s stats) uint64 { return s.AuditCycles })},
+	{"tidemark.shadow", gauge, "", "1 in shadow mode: nothing is served from memory, and reads only say what would have been.",
+		"", []series{yes(func(s stats) bool { return s.Shadow })}},
+	{"tidemark.shadow_hits", counter, "{read}", "Reads in shadow mode that memory would have served. Divided by all reads it is what the hit ratio would be.",
+		"", one(func(s stats) uint64 { return s.ShadowHits })},
+	{"tidemark.shadow_differences", counter, "{read}", "Those of them that would have got an older state than the source had, or another value of the same version. Older ones are normal while the message of a change is on its way; the auditor's mismatches are those that stayed so.",
+		"kind", []series{
+			number("older", func(s stats) uint64 { return s.ShadowOlder }), number("differs", func(s stats) uint64 { return s.ShadowDiffers })}},
+
 	{"tidemark.callback_panics", counter, "{panic}", "Panics of the Loader, the Store or another callback, contained. Each is a mistake in the program; the log has its stack.",
 		"", one(func(s stats) uint64 { return s.Panics })},
 	{"tidemark.log_records_muted", counter, "{record}", "Records that the Logger was spared, since there were too many like them.",

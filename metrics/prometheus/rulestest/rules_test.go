@@ -197,6 +197,7 @@ func well(_, _ int, s *tidemark.Stats) {
 	s.Received += 440
 	s.Evictions += 300
 	s.LogSeq += 880
+	s.AuditChecked += 100
 	s.Entries, s.Cost, s.MaxCost = 5000, 5000, 10000
 	s.State, s.Fresh, s.Peers, s.SourceEpoch = tidemark.Fresh, 200*time.Millisecond, 1, 1
 }
@@ -250,6 +251,8 @@ var trouble = map[string]func(s *tidemark.Stats){
 	"TidemarkReplicaDied":                func(s *tidemark.Stats) { s.Silences++ },
 	"TidemarkReplicasHearDifferentPeers": func(s *tidemark.Stats) { s.Peers = 0 },
 	"TidemarkSourceEpochsDiffer":         func(s *tidemark.Stats) { s.SourceEpoch = 2 },
+	"TidemarkMismatch":                   func(s *tidemark.Stats) { s.AuditStale++ },
+	"TidemarkAuditPutOff":                func(s *tidemark.Stats) { s.AuditChecked -= 100; s.AuditRefused++ },
 	"TidemarkBypassed":                   func(s *tidemark.Stats) { s.Bypassed = true },
 	"TidemarkBacklogCollapsed":           func(s *tidemark.Stats) { s.Collapsed++ },
 	"TidemarkStrictWritesLapsed":         func(s *tidemark.Stats) { s.Lapsed++ },
