@@ -23,7 +23,8 @@ Outbox makes PostgreSQL write down what changes in a table, whoever changes it, 
   install  makes the outbox and its triggers; it may be run again
   print    prints the SQL of that, for those who keep their migrations elsewhere
   check    verifies that all of it is in place and enabled, and says how old the
-           oldest change is that is not told yet; status 1 if something is missing
+           oldest change is that is not told yet; status 1 if something is missing;
+           warns of key columns of which one row answers to several texts (citext, uuid)
   remove   takes it away; with -print only prints the SQL
 
 The database is the one of -database, or else of the variables that psql reads
@@ -158,7 +159,7 @@ func (t *pgTarget) install(ctx context.Context, std streams) error {
 			return err
 		}
 		fmt.Fprintf(std.out, "changes of %s are written down in %s_outbox\n", t.table.Name, t.table.Name)
-		return nil
+		return t.warn(ctx, conn, std)
 	})
 }
 
@@ -168,6 +169,9 @@ func (t *pgTarget) check(ctx context.Context, std streams) error {
 			return err
 		}
 		fmt.Fprintf(std.out, "changes of %s are written down\n", t.table.Name)
+		if err := t.warn(ctx, conn, std); err != nil {
+			return err
+		}
 		switch untold, err := outbox.Untold(ctx, conn, t.table); {
 		case err != nil: // who may only look at the catalog
 			fmt.Fprintf(std.out, "whether they are told cannot be seen: %v\n", err)
@@ -181,6 +185,15 @@ func (t *pgTarget) check(ctx context.Context, std streams) error {
 		}
 		return nil
 	})
+}
+
+// warn prints what is no mistake, and may be one of the caches.
+func (t *pgTarget) warn(ctx context.Context, conn *pgx.Conn, std streams) error {
+	warnings, err := outbox.Warnings(ctx, conn, t.table)
+	for _, w := range warnings {
+		fmt.Fprintf(std.out, "warning: %s\n", w)
+	}
+	return err
 }
 
 // maxUntold is from when on nobody is taken to tell changes. A relay that works does

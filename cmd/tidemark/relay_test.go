@@ -167,3 +167,18 @@ func TestOutboxAndRelayRefuseWhatTheyDoNotUnderstand(t *testing.T) {
 		assert.NotContains(t, r.err, "secret")
 	}
 }
+
+// A key column of which one row answers to several texts is no mistake, and may be one
+// of the caches.
+func TestOutboxWarnsOfKeysWithSeveralTexts(t *testing.T) {
+	url := pgtest.Database(t, execute)
+	require.NoError(t, execute(t.Context(), url, `CREATE TABLE tickets (key uuid PRIMARY KEY, version bigint)`))
+	for _, action := range []string{"install", "check"} {
+		r := tidemarkWith(t.Context(), "", "outbox", action, "-database", url, "-table", "tickets")
+		require.Equal(t, exitOK, r.status, r.err)
+		assert.Contains(t, r.out, `warning: a row of tickets answers to several texts of "key": a uuid may be in capitals`)
+	}
+	require.NoError(t, execute(t.Context(), url, `ALTER TABLE tickets ALTER key TYPE text`))
+	r := tidemarkWith(t.Context(), "", "outbox", "check", "-database", url, "-table", "tickets")
+	assert.NotContains(t, r.out, "warning", r.err)
+}

@@ -83,7 +83,7 @@ func TestStormFailsIfTheReportCannotBeWritten(t *testing.T) {
 func TestStormRunsOnPostgresAndBesideRedis(t *testing.T) {
 	r := tidemarkWith(t.Context(), "", "storm", "-store", pgtest.Database(t, execute), "-redis", redistest.Address(t), "-redis-ttl", "30s",
 		"-contenders", "redis,redis-fenced,tidemark-log", "-duration", "400ms", "-quiet", "0s",
-		"-accounts", "500", "-capacity", "100", "-freeze", "0", "-bound", "2s")
+		"-accounts", "500", "-capacity", "100", "-freeze", "0", "-bound", "2s", "-database-outage", "100ms")
 	require.Equal(t, exitOK, r.status, r.err+r.out)
 	assert.Contains(t, r.out, "PostgreSQL another 300µs away")
 	assert.Contains(t, r.out, "a value expires 30s after it was stored")

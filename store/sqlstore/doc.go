@@ -66,8 +66,12 @@
 // too old ([tidemark.ErrStale]) by caches that have seen more until the change is
 // told.
 //
+// A table that is made anew, by a migration say, has no triggers until
+// [Store.CreateOutbox] makes them again. Relays notice within a second, and tell that
+// everything may have changed, each second, until they are back.
+//
 // A change costs its transaction one more row. [Store.Outbox] says how many rows
-// wait, and the lag of the first; [Store.TrimOutbox] bounds an outbox that no relay
+// wait, the lag of the first, and which triggers are missing; [Store.TrimOutbox] bounds an outbox that no relay
 // empties. For PostgreSQL there is the package store/postgres/outbox, which also
 // proves bounds against the database; here the outbox is told after the commit, and
 // a read Within a bound counts from when it was told.

@@ -90,6 +90,7 @@ func (f *fake) name(query string) string {
 		f.sql.load: "load", f.sql.reserve: "reserve", f.sql.create: "create", f.sql.update: "update",
 		f.sql.remove: "remove", f.sql.state: "state", f.sql.record: "record", f.sql.outcome: "outcome", f.sql.prune: "prune",
 		f.box.look: "look", f.box.ids: "ids", f.box.mark: "mark", f.box.waiting: "waiting", f.box.forget([]int64{7}): "forget",
+		f.box.watch: "watch", f.box.epoch: "epoch",
 	} {
 		if query == statement {
 			return name

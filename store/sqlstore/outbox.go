@@ -121,6 +121,9 @@ type outboxStatements struct {
 	oldest  string
 	mark    string
 	count   string
+
+	watch, epoch string   // see watchQueries
+	triggers     []string // names
 }
 
 func newOutboxStatements(d Dialect, table string) outboxStatements {
@@ -146,7 +149,9 @@ func newOutboxStatements(d Dialect, table string) outboxStatements {
 		}
 		return string(append(query, after...))
 	}
+	watch, epoch := watchQueries(d, table)
 	return outboxStatements{
+		watch: watch, epoch: epoch, triggers: triggerNames(d, table),
 		look:    render(`SELECT "id", "key", "version" FROM {outbox} ORDER BY "id" LIMIT ?`),
 		ids:     render(`SELECT "id" FROM {outbox} ORDER BY "id" LIMIT ?`),
 		forget:  forget,
@@ -200,9 +205,15 @@ type OutboxState struct {
 	// Lag is for how long the first of them has waited, by the database's clock,
 	// from the statement that made it; 0 if none waits.
 	Lag time.Duration
+
+	// Unheard says which triggers are not there, so that changes are not written
+	// down; empty if all are. On MySQL who may not have triggers on the table
+	// (privilege TRIGGER) sees none.
+	Unheard string
 }
 
-// Outbox looks what waits in the outbox. It costs a count of the rows.
+// Outbox looks what waits in the outbox, and whether the triggers that fill it are
+// there. It costs a count of the rows.
 func (s *Store[K, V]) Outbox(ctx context.Context) (OutboxState, error) {
 	var state OutboxState
 	if s.outboxSchema == nil {
@@ -218,7 +229,9 @@ func (s *Store[K, V]) Outbox(ctx context.Context) (OutboxState, error) {
 	case found:
 		state.Lag = max(time.Duration(age)*time.Millisecond, 0)
 	}
-	return state, nil
+	now, err := s.triggers(ctx)
+	state.Unheard = now.unheard()
+	return state, err
 }
 
 // TrimOutbox bounds an outbox that nobody empties: if more than most rows wait,

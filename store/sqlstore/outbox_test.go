@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -43,13 +45,22 @@ func newOutboxFake(t *testing.T) (*fake, *Store[string, string], *stepSink) {
 	f.rows["look"] = []driver.Value{int64(7), []byte("k"), int64(5)}
 	f.rows["ids"] = []driver.Value{int64(7)}
 	f.rows["waiting"] = []driver.Value{int64(2)}
+	f.triggers(store.box.triggers, 1)
 	return f, store, &stepSink{f: f, told: map[string]tidemark.Version{}}
+}
+
+// triggers lets these be there, since a change of the schema with that number.
+func (f *fake) triggers(names []string, epoch int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rows["watch"] = []driver.Value{strings.Join(names, ","), ""}
+	f.rows["epoch"] = []driver.Value{epoch}
 }
 
 func relevant(steps []string) (some []string) {
 	for _, s := range steps {
 		switch s {
-		case "look", "ids", "mark", "forget", "tell", "tell all":
+		case "look", "ids", "mark", "forget", "tell", "tell all", "watch", "epoch":
 			some = append(some, s)
 		}
 	}
@@ -101,6 +112,60 @@ func TestRelay_GoesOnAfterErrorsOfTheDatabase(t *testing.T) {
 		assert.Equal(t, map[string]tidemark.Version{"k": 5}, sink.told, step)
 		cancel()
 	}
+}
+
+// TestRelay_WatchesTheTriggers: while one is missing everything may have changed at
+// each look, then once more, and again when they were away between two looks.
+func TestRelay_WatchesTheTriggers(t *testing.T) {
+	f, store, sink := newOutboxFake(t)
+	all := store.box.triggers
+	require.Len(t, all, 4)
+	var log strings.Builder
+	r := &relay[string, string]{s: store, sink: sink}
+	r.o, _ = RelayOptions{Logger: slog.New(slog.NewTextHandler(&log, nil))}.normal()
+	look := func(names []string, epoch int64, told bool, what string) {
+		t.Helper()
+		f.triggers(names, epoch)
+		f.steps = nil
+		if !r.watched.IsZero() {
+			r.watched = r.watched.Add(-watchEvery)
+		}
+		require.NoError(t, r.watch(t.Context()))
+		want := []string{"epoch", "watch"}
+		if told {
+			want = append(want, "tell all")
+		}
+		assert.Equal(t, want, relevant(f.steps), what)
+	}
+	look(all, 1, false, "all are there")
+	look(all, 1, false, "nothing has happened")
+	look(all, 3, true, "made anew since")
+	look(all, 3, false, "and told")
+	assert.NotContains(t, log.String(), "not heard")
+	look(all[1:], 4, true, "one is missing")
+	look(all[1:], 4, true, "still")
+	assert.Equal(t, 1, strings.Count(log.String(), "no trigger "+all[0]+" is to be seen"), "said once: %s", log.String())
+	look(all, 5, true, "it is back, and nobody knows since when")
+	look(all, 5, false, "and told")
+
+	f.steps = nil
+	require.NoError(t, r.watch(t.Context()))
+	assert.Empty(t, relevant(f.steps), "not all the time")
+
+	f.triggers(nil, 6)
+	sink.err, r.watched = errors.New("closed"), r.watched.Add(-watchEvery)
+	require.ErrorAs(t, r.watch(t.Context()), new(sinkError))
+	sink.err = nil
+	look(all, 7, true, "what was not told is told later")
+
+	later := &relay[string, string]{s: store, sink: sink, o: r.o}
+	f.steps = nil
+	f.triggers(all[:3], 7)
+	require.NoError(t, later.watch(t.Context()))
+	assert.Equal(t, []string{"epoch", "watch", "tell all"}, relevant(f.steps), "missing from the beginning")
+	f.fail["watch"] = always(errors.New("busy"))
+	later.watched = later.watched.Add(-watchEvery)
+	require.Error(t, later.watch(t.Context()))
 }
 
 // TestTrimOutbox_MarksWhatItHasSeen shows the only order in which nothing can be

@@ -81,7 +81,11 @@ func (o RelayOptions) normal() (RelayOptions, error) {
 // which each tells a part, call Relay.
 //
 // A key that the codec cannot read, or a row that says so, is told as a change of
-// everything.
+// everything. So are, once a second, triggers that are not there, and once those that
+// were made anew: until a relay looks, nobody knows what was not written down. What is
+// undone before one looks for the first time is not noticed. On MySQL the account needs
+// the privilege TRIGGER to see them. On SQLite any other change of the schema, and
+// VACUUM, is taken for one of the triggers.
 func (s *Store[K, V]) Relay(ctx context.Context, sink Sink[K], o RelayOptions) error {
 	o, err := o.normal()
 	switch {
@@ -97,7 +101,11 @@ func (s *Store[K, V]) Relay(ctx context.Context, sink Sink[K], o RelayOptions) e
 	}
 	r := &relay[K, V]{s: s, sink: sink, o: o}
 	for pause := retryMin; ; {
-		whole, err := r.pass(ctx)
+		err := r.watch(ctx)
+		whole := false
+		if err == nil {
+			whole, err = r.pass(ctx)
+		}
 		var failed sinkError
 		switch {
 		case ctx.Err() != nil:
@@ -136,6 +144,9 @@ type relay[K comparable, V any] struct {
 	s    *Store[K, V]
 	sink Sink[K]
 	o    RelayOptions
+
+	watched time.Time // when it last looked at the triggers; zero: not yet
+	seen    triggers  // then
 }
 
 // A sinkError ends a relay.

@@ -226,6 +226,65 @@ SELECT to_regclass('{table}') IS NOT NULL, to_regclass('{outbox}') IS NOT NULL, 
 	return problems, nil
 }
 
+// Warnings says what about the key column of t can leave a change unheard: that of its
+// type, or of its collation, one row answers to several texts. A cache that was asked
+// for another one than the row has keeps what it got under that, and is told of
+// changes under the row's own. Nothing is wrong where the caches have every key in the
+// form that PostgreSQL writes. It looks at the catalog only.
+func Warnings(ctx context.Context, db DB, t Table) ([]string, error) {
+	t, err := t.normal()
+	if err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	var kind, name, collation string
+	var deterministic bool
+	err = queryRow(ctx, db, t.render(`
+WITH RECURSIVE base AS ( -- a domain is told as the type that is below it
+	SELECT a.atttypid AS oid, a.attcollation AS collation FROM pg_attribute a
+	WHERE a.attrelid = to_regclass('{table}') AND a.attname = $1 AND NOT a.attisdropped
+	UNION ALL
+	SELECT t.typbasetype, base.collation FROM base JOIN pg_type t ON t.oid = base.oid WHERE t.typtype = 'd'
+)
+SELECT t.typtype::text, t.typname::text, coalesce(c.collname::text, ''), coalesce(c.collisdeterministic, true)
+FROM base JOIN pg_type t ON t.oid = base.oid LEFT JOIN pg_collation c ON c.oid = base.collation WHERE t.typtype <> 'd'`),
+		[]any{t.Key}, &kind, &name, &collation, &deterministic)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: look at the key column: %w", err)
+	}
+	var warnings []string
+	add := func(why string) {
+		warnings = append(warnings, fmt.Sprintf("a row of %s answers to several texts of %q: %s; have every cache use the one that PostgreSQL writes, or changes are not heard",
+			t.Name, t.Key, why))
+	}
+	if !deterministic {
+		add("its collation " + strconv.Quote(collation) + " takes different texts for equal")
+	}
+	if why := severalTexts(kind, name); why != "" {
+		add(why)
+	}
+	return warnings, nil
+}
+
+// severalTexts says why a value of a type has several texts; nothing if it has one.
+func severalTexts(kind, name string) string {
+	switch name {
+	case "text", "varchar", "int2", "int4", "int8", "bytea", "char":
+		return ""
+	case "citext":
+		return "citext ignores case"
+	case "bpchar":
+		return "char(n) ignores spaces at the end"
+	case "uuid":
+		return "a uuid may be in capitals, or without hyphens"
+	case "numeric", "float4", "float8":
+		return "a number may have more zeros, as 1.0 and 1.00"
+	}
+	if kind == "e" { // an enumeration
+		return ""
+	}
+	return "a value of type " + name + " may be written in several ways"
+}
+
 // Untold returns for how long the oldest row of the outbox of t has been there, of
 // which no relay has told yet; 0 if there is none. It counts from when the change
 // was made, so a transaction that took long adds to it. While a relay works the rest

@@ -360,6 +360,47 @@ func TestInstall_Columns(t *testing.T) {
 	require.NoError(t, Install(t.Context(), d, Table{Name: "accounts", Version: NoVersion}))
 }
 
+// TestWarnings_OneRowOfSeveralTexts: a warning is given where PostgreSQL finds the row
+// by another text than it tells, and only there.
+func TestWarnings_OneRowOfSeveralTexts(t *testing.T) {
+	d := newDatabase(t, Table{})
+	d.exec(`CREATE EXTENSION citext`, `CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`,
+		`CREATE DOMAIN email AS citext`, `CREATE DOMAIN folded AS text COLLATE ci`, `CREATE TYPE mood AS ENUM ('sad', 'happy')`)
+	for column, tt := range map[string]struct{ stored, other, warns string }{
+		"text":             {`bob`, `BOB`, ""},
+		`text COLLATE "C"`: {`bob`, `BOB`, ""},
+		"varchar(9)":       {`bob`, `bob `, ""},
+		"mood":             {`sad`, `happy`, ""},
+		"bytea":            {`\x00ff`, `\xff00`, ""},
+		"bigint":           {`7`, `70`, ""},
+		"citext":           {`bob`, `BOB`, "citext ignores case"},
+		"email":            {`bob`, `BOB`, "citext ignores case"},
+		"text COLLATE ci":  {`bob`, `BOB`, `its collation "ci"`},
+		"folded":           {`bob`, `BOB`, `its collation "ci"`},
+		"char(5)":          {`bob`, `bob  `, "char(n) ignores spaces"},
+		"uuid":             {`a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11`, `A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11`, "a uuid may be in capitals"},
+		"numeric":          {`1.0`, `1.00`, "a number may have more zeros"},
+		"date":             {`2026-01-02`, `2 Jan 2026`, "a value of type date"},
+	} {
+		d.exec(`DROP TABLE accounts`, `CREATE TABLE accounts (key `+column+` PRIMARY KEY, version bigint)`, `INSERT INTO accounts VALUES ('`+tt.stored+`', 1)`)
+		found := scalar[int64](d, `SELECT count(*) FROM accounts WHERE key = '`+tt.other+`'`)
+		warnings, err := Warnings(t.Context(), d, Table{Name: "accounts"})
+		require.NoError(t, err, column)
+		if tt.warns == "" {
+			assert.Empty(t, warnings, column)
+			assert.Zero(t, found, column)
+			continue
+		}
+		require.Len(t, warnings, 1, column)
+		assert.Contains(t, warnings[0], `a row of accounts answers to several texts of "key": `+tt.warns, column)
+		assert.EqualValues(t, 1, found, column)
+	}
+	_, err := Warnings(t.Context(), d, Table{Name: "nosuch"})
+	require.Error(t, err)
+	_, err = Warnings(t.Context(), d, Table{Name: "a;b"})
+	require.ErrorAs(t, err, new(*tidemark.OptionError))
+}
+
 func TestUntold(t *testing.T) {
 	d := newDatabase(t, accounts)
 	age, err := Untold(t.Context(), d, accounts)
