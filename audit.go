@@ -44,7 +44,12 @@ const (
 // a time. It takes one of the MaxLoads, but only if no more than half of them are
 // taken, asks the Breaker, and counts in Stats.Loads. What is refused, by either or
 // by the source, is asked again later, and counts in Stats.AuditRefused and not in
-// Stats.Declined.
+// Stats.Declined; what the source fails to tell five times is given up until the next
+// cycle.
+//
+// Hits are as fast as without it. Writes and invalidations leave a record of 32 bytes
+// each, for [Mismatch.Record] and [Explanation.Record]: the latest 65,536 are kept, up
+// to 1,024 and at least 64 in each shard. What waits to be compared is bounded, too.
 type AuditOptions[K comparable, V any] struct {
 	// Rate is how many entries are compared in a second at most. Zero means 100.
 	Rate int

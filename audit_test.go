@@ -297,7 +297,7 @@ func TestAudit_ASlowLogIsNoMismatch(t *testing.T) {
 					s.set(key, 1)
 					hold(t, r[1], key)
 				}
-				time.Sleep(testBeat)
+				time.Sleep(2 * testBound)
 				trouble(log)
 				_, err := r[0].Update(t.Context(), "told", inc)
 				require.NoError(t, err)
