@@ -4126,4 +4126,13 @@ var guards = []guard{
 		test:   "TestCodecs_ErrorsHaveNoValue",
 		pkg:    "./internal/column",
 	},
+	{
+		name:   "doctor permissions 1",
+		file:   "cmd/tidemark/doctor.go",
+		old:    "\td.refused(ctx, nc)\n",
+		new:    "",
+		breaks: "a permission whose lack shows late, or to nobody, is not named",
+		test:   "TestDoctor_PermissionsOfALog",
+		module: "cmd/tidemark",
+	},
 }
