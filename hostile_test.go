@@ -549,6 +549,45 @@ func TestHostile_AnIntentLastsAnHour(t *testing.T) {
 	})
 }
 
+// Somebody says something under the number of a strict write's intent, which then comes
+// as if it was late. The writer dies after its commit: what is served is not within any
+// bound of it.
+func TestHostile_TheNumberOfAnIntent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 1)
+		r := strict(t, 2, s, log)
+		hold(t, r[1], "k")
+		time.Sleep(3 * testBeat)
+		_, said, _ := r[0].replica.out.said()
+		inv := log.invalidator()
+		msg, err := wire.Append(nil, &wire.Message{
+			Kind: wire.KindProbe, Flags: wire.FlagIgnorable, CacheID: inv.cacheID(), Origin: r[0].replica.out.origin, Seq: said + 1,
+		})
+		require.NoError(t, err)
+		_, err = log.Append(t.Context(), msg)
+		require.NoError(t, err)
+		synctest.Wait()
+		suspicions := r[1].Stats().Suspicions
+		bury := dieAfterCommit(s)
+		defer bury()
+		go func() { _, _ = r[0].Update(context.Background(), "k", inc) }()
+		synctest.Wait()
+		require.Equal(t, row{value: 2, version: 2}, s.get("k"), "it is committed")
+		committed := time.Now()
+		require.Equal(t, suspicions, r[1].Stats().Suspicions, "nobody could notice")
+		for range 100 {
+			time.Sleep(testBeat)
+			if e, ok := r[1].GetEntry("k"); ok && e.Version < 2 {
+				require.GreaterOrEqual(t, e.Age, time.Since(committed))
+			}
+		}
+		e, err := r[1].Read(t.Context(), "k", Within(time.Second))
+		require.NoError(t, err)
+		assert.Equal(t, 2, e.Value)
+	})
+}
+
 // More origins than are remembered, with hellos, changes and intents: memory stays
 // bounded.
 func TestHostile_AFlood(t *testing.T) {

@@ -4069,8 +4069,8 @@ var guards = []guard{
 	{
 		name:   "hostile 8",
 		file:   "invalidate.go",
-		old:    "ttl := min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt)",
-		new:    "ttl := time.Duration(w.TTL) * time.Millisecond",
+		old:    "return min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt)",
+		new:    "return time.Duration(w.TTL) * time.Millisecond",
 		breaks: "one message keeps a key out of memory for seven weeks",
 		test:   "TestHostile_AnIntentLastsAnHour",
 	},
@@ -4090,6 +4090,14 @@ var guards = []guard{
 		breaks: "the stream takes what somebody else has said under the id of a message to come for that message",
 		test:   "TestHostile_MessageIDsCannotBeTaken",
 		module: "integration",
+	},
+	{
+		name:   "hostile 11",
+		file:   "invalidate.go",
+		old:    "r.c.fresh.Hold(after(r.c.now(), lifetime(w)))",
+		new:    "_ = w",
+		breaks: "who says something under the number of an intent to come hides that intent, and the commit of a writer that dies",
+		test:   "TestHostile_TheNumberOfAnIntent",
 	},
 	{
 		name:   "table crowded 1",
