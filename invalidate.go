@@ -520,7 +520,9 @@ func (r *member[K, V]) hurry(e *ear, msg []byte) {
 }
 
 // apply applies the changes of one message. Only one that is heard for the first
-// time can say that a write begins: after that it may have ended. A version of an
+// time can say that a write begins: after that it may have ended. One that comes
+// again, and of which nothing is known, makes the log vouch for nothing for as long
+// as that write can take effect: it may never have been heard. A version of an
 // earlier epoch is none: whoever told it has not heard of this one yet, and may
 // have written since it began.
 func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
@@ -543,6 +545,8 @@ func (r *member[K, V]) apply(e *ear, message *wire.Message, first bool) {
 		case wire.Begun:
 			if first && e.log {
 				r.begin(key, hash, w)
+			} else if e.log && !r.knows(w.Op) { // somebody else may have said something under its number
+				r.c.fresh.Hold(after(r.c.now(), lifetime(w)))
 			}
 			continue
 		case wire.Void:
@@ -583,7 +587,7 @@ func (r *member[K, V]) begin(key K, hash uint64, w *wire.Entry) {
 	s.mu.Lock()
 	s.holdLocked(key, hash, r.c.moment())
 	s.mu.Unlock()
-	ttl := min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt) // no Options ask for more
+	ttl := lifetime(w)
 	r.mu.Lock()
 	begun, full := r.intents.Begin(w.Op, key, len(w.Key), after(r.c.now(), ttl))
 	r.mu.Unlock()
@@ -596,6 +600,19 @@ func (r *member[K, V]) begin(key K, hash uint64, w *wire.Entry) {
 	s.mu.Lock()
 	s.releaseLocked(key)
 	s.mu.Unlock()
+}
+
+// lifetime returns for how long the write that w announces can take effect. No
+// Options ask for more than this returns.
+func lifetime(w *wire.Entry) time.Duration {
+	return min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt)
+}
+
+// knows reports whether the strict write op has begun here and not ended.
+func (r *member[K, V]) knows(op OpID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.intents.Has(op)
 }
 
 // end lets the key of a strict write back into memory: the one with which it began,

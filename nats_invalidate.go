@@ -564,7 +564,7 @@ func (l *natsLog) failed(ctx context.Context, what string, err, past error) erro
 
 // Append publishes msg once and waits for the stream's acknowledgement: at most
 // publishTimeout if ctx has no deadline, and no longer than the link holds. It
-// may fail though the stream has msg. Appending the same bytes again then
+// may fail though the stream has msg. Appending the same bytes again here then
 // returns the number that they have, or stores them again if that was more than
 // two minutes ago. After a failure the next Append looks at the stream first.
 func (l *natsLog) Append(ctx context.Context, msg []byte) (seq uint64, err error) {

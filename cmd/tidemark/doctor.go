@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -56,6 +57,33 @@ type doctor struct {
 	stream tidemark.NATSStream
 	broken bool // the stream is not as it must be
 	all    []finding
+	denied denials
+}
+
+// denials are what the server has complained of that is not permitted: it answers
+// nothing to who may not ask, and to who publishes it never does.
+type denials struct {
+	mu       sync.Mutex // guards subjects
+	subjects []string   // with what was not permitted in front: Publish to "x"
+}
+
+func (d *denials) note(_ *nats.Conn, _ *nats.Subscription, err error) {
+	_, what, found := strings.Cut(err.Error(), " for ")
+	if !found || !errors.Is(err, nats.ErrPermissionViolation) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.subjects = append(d.subjects, what)
+}
+
+// take returns what was noted.
+func (d *denials) take() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	subjects := d.subjects
+	d.subjects = nil
+	return subjects
 }
 
 func (d *doctor) ok(about, format string, args ...any) {
@@ -145,7 +173,7 @@ func indented(text string) string {
 // examine looks at everything, and ends early only if there is nothing left to look
 // at.
 func (d *doctor) examine(ctx context.Context) {
-	nc, err := d.target.connect(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	nc, err := d.target.connect(nats.ErrorHandler(d.denied.note))
 	if err != nil {
 		d.fail("connection", "check -server, the network, and the credentials", "%v", err)
 		return
@@ -156,6 +184,7 @@ func (d *doctor) examine(ctx context.Context) {
 		d.log(ctx, nc)
 	}
 	d.permissions(ctx, nc)
+	d.refused(ctx, nc)
 	d.replicas(ctx, nc)
 }
 
@@ -346,13 +375,58 @@ func (d *doctor) permissions(ctx context.Context, nc *nats.Conn) {
 		}
 		return
 	}
+	if err := d.readLog(ctx, inv); err != nil {
+		d.fail("permissions", "permit the account what docs/security.md lists for a replica with a log", "the log cannot be read: %v", err)
+	} else {
+		d.ok("permissions", "the log can be read")
+	}
+	if err := d.sayBeside(ctx, inv); err != nil {
+		d.warn("permissions", "permit the account to publish to "+tidemark.NATSSubject(d.target.name)+", or set NoHint in the replicas' NATSStream",
+			"changes cannot be told ahead of the log: %v", err)
+	}
+}
+
+// readLog reads a message that it has appended itself.
+func (d *doctor) readLog(ctx context.Context, inv tidemark.Invalidator) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	reader, err := inv.Log.Open(ctx, 0)
 	if err != nil {
-		d.fail("permissions", "permit the account what go doc tidemark.NATS lists for a stream", "the log cannot be read: %v", err)
-		return
+		return err
 	}
-	_ = reader.Close() // never fails
-	d.ok("permissions", "the log can be read")
+	defer func() { _ = reader.Close() }() // never fails
+	if err := d.sayHello(ctx, inv); err != nil {
+		return err
+	}
+	_, _, err = reader.Next(ctx)
+	return err
+}
+
+// sayBeside is sayHello on core NATS, where changes are told ahead of the log.
+func (d *doctor) sayBeside(ctx context.Context, inv tidemark.Invalidator) error {
+	inv.Log = nil
+	return d.sayHello(ctx, inv)
+}
+
+// refused reports what the server has complained of beside: what is not answered
+// may not be missed at once.
+func (d *doctor) refused(ctx context.Context, nc *nats.Conn) {
+	if nc.FlushTimeout(3*time.Second) == nil {
+		select {
+		case <-time.After(100 * time.Millisecond): // nats.go hands errors on in its own time
+		case <-ctx.Done():
+		}
+	}
+next:
+	for _, what := range d.denied.take() {
+		_, subject, _ := strings.Cut(strings.ReplaceAll(what, `"`, ""), " to ")
+		for _, f := range d.all {
+			if f.Level != "ok" && strings.Contains(f.What+" "+f.Do+" ", subject+" ") {
+				continue next // it was said
+			}
+		}
+		d.fail("permissions", "permit it: docs/security.md says what for", "the server refuses: %s", what)
+	}
 }
 
 // sayHello publishes a goodbye, as a process does that has nothing to tell.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -516,6 +517,44 @@ func TestDoctor_Permissions(t *testing.T) {
 	status, bad := findings(t, "error", "-server", "nats://127.0.0.1:1")
 	assert.Equal(t, exitFailed, status)
 	assert.Contains(t, bad, "cannot reach")
+}
+
+// Each permission that a replica with a log needs is missed by name when it is not
+// there, and nothing is when all are.
+func TestDoctor_PermissionsOfALog(t *testing.T) {
+	name := tidemark.NATSStreamName("accounts")
+	needed := []string{
+		tidemark.NATSLogSubject("accounts"), tidemark.NATSSubject("accounts"), "$JS.API.STREAM.INFO." + name,
+		"$JS.API.CONSUMER.CREATE." + name + ".>", "$JS.API.CONSUMER.MSG.NEXT." + name + ".>", "$JS.API.CONSUMER.DELETE." + name + ".>",
+	}
+	own := []string{"$JS.API.INFO", ops.StateSubject("accounts")} // the command's
+	for _, missing := range append(slices.Clone(needed), "") {
+		t.Run(missing, func(t *testing.T) {
+			t.Parallel()
+			allow := slices.DeleteFunc(append(slices.Clone(needed), own...), func(s string) bool { return s == missing })
+			s := startNATS(t, server.Options{JetStream: true, StoreDir: t.TempDir(), Users: []*server.User{
+				{Username: "free", Password: "p"},
+				{Username: "u", Password: "p", Permissions: &server.Permissions{
+					Publish:   &server.SubjectPermission{Allow: allow},
+					Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>", tidemark.NATSSubject("accounts")}},
+				}},
+			}})
+			replicaOf(t, strings.Replace(s.ClientURL(), "nats://", "nats://free:p@", 1), "a", tidemark.Options[string, string]{TTL: time.Hour}, small())
+			var status int
+			var bad, warnings string
+			flags := smallFlags(strings.Replace(s.ClientURL(), "nats://", "nats://u:p@", 1))
+			status, bad = findings(t, "error", flags...)
+			if _, warnings = findings(t, "warning", flags...); missing == "" {
+				assert.Equal(t, exitOK, status, bad)
+				assert.Empty(t, bad+warnings)
+				return
+			}
+			assert.Contains(t, bad+warnings, strings.TrimSuffix(missing, ">"))
+			if missing != tidemark.NATSSubject("accounts") { // that only hurries
+				assert.Equal(t, exitFailed, status)
+			}
+		})
+	}
 }
 
 // What replicas say of themselves is judged one by one and together.

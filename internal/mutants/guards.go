@@ -4125,8 +4125,8 @@ var guards = []guard{
 	{
 		name:   "hostile 8",
 		file:   "invalidate.go",
-		old:    "ttl := min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt)",
-		new:    "ttl := time.Duration(w.TTL) * time.Millisecond",
+		old:    "return min(time.Duration(w.TTL)*time.Millisecond, 2*maxStrictDoubt)",
+		new:    "return time.Duration(w.TTL) * time.Millisecond",
 		breaks: "one message keeps a key out of memory for seven weeks",
 		test:   "TestHostile_AnIntentLastsAnHour",
 	},
@@ -4148,6 +4148,14 @@ var guards = []guard{
 		module: "integration",
 	},
 	{
+		name:   "hostile 11",
+		file:   "invalidate.go",
+		old:    "r.c.fresh.Hold(after(r.c.now(), lifetime(w)))",
+		new:    "_ = w",
+		breaks: "who says something under the number of an intent to come hides that intent, and the commit of a writer that dies",
+		test:   "TestHostile_TheNumberOfAnIntent",
+	},
+	{
 		name:   "table crowded 1",
 		file:   "shard.go",
 		old:    "; crowded { // or whoever chooses",
@@ -4158,8 +4166,8 @@ var guards = []guard{
 	{
 		name:   "table crowded 2",
 		file:   "internal/table/table.go",
-		old:    "\tfor range maxPath - 1 {",
-		new:    "\tfor range 3 {",
+		old:    "\tfor i := range path {",
+		new:    "\tfor i := range 3 {",
 		breaks: "keys that nobody has chosen for it throw each other out",
 		test:   "TestTable_NobodyIsCrowdedOut",
 		pkg:    "./internal/table",
@@ -4438,5 +4446,14 @@ var guards = []guard{
 		breaks: "keys of mismatches are told to who has not asked for them",
 		test:   "TestAudit",
 		pkg:    "./ops",
+	},
+	{
+		name:   "doctor permissions 1",
+		file:   "cmd/tidemark/doctor.go",
+		old:    "\td.refused(ctx, nc)\n",
+		new:    "",
+		breaks: "a permission whose lack shows late, or to nobody, is not named",
+		test:   "TestDoctor_PermissionsOfALog",
+		module: "cmd/tidemark",
 	},
 }

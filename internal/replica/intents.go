@@ -43,6 +43,12 @@ func (t *Intents[K]) Begin(op [16]byte, key K, size int, until int64) (begun, fu
 	return true, false
 }
 
+// Has reports whether the write op is remembered.
+func (t *Intents[K]) Has(op [16]byte) bool {
+	_, ok := t.open[op]
+	return ok
+}
+
 // End forgets the write op, and returns its key, and whether it was remembered.
 func (t *Intents[K]) End(op [16]byte) (key K, ok bool) {
 	i, ok := t.open[op]

@@ -379,26 +379,31 @@ func (t *Table[K, V, H]) Insert(hash uint64, key K) Ref[H] {
 const maxPath = 32
 
 // Crowded reports whether the groups where a new key of this hash would first be
-// looked for are all full, and then names a cell in the last of them, which should be
-// deleted before Insert. Otherwise searches have no bound but the number of keys. For
-// writers only.
+// looked for are all full, and then names a cell in them, which should be deleted
+// before Insert: that of a key of the same hash if there is one, and so of the same
+// flood. Otherwise searches have no bound but the number of keys. For writers only.
 func (t *Table[K, V, H]) Crowded(hash uint64) (victim Ref[H], crowded bool) {
 	b := t.current.Load()
 	if b.groups <= maxPath {
 		return Ref[H]{}, false
 	}
+	var path [maxPath]uint64
 	g := b.home(hash)
-	for range maxPath - 1 {
+	for i := range path {
 		if b.matches(atomic.LoadUint64(b.control(g)), 0) != 0 {
 			return Ref[H]{}, false
 		}
+		path[i] = g
 		g = b.after(g, hash)
 	}
-	if b.matches(atomic.LoadUint64(b.control(g)), 0) != 0 {
-		return Ref[H]{}, false
+	t.given++ // one after the other: the newest of a flood are no safer
+	for n := range uint64(maxPath * slots) {
+		i := path[(t.given+n)/slots%maxPath]*slots + (t.given+n)%slots
+		if r := t.at(b, i, t.load(b.cell(i), 0)); t.Hash(r) == hash {
+			return r, true
+		}
 	}
-	i := g*slots + t.given%slots // one after the other: the newest of a flood are no safer
-	t.given++
+	i := path[maxPath-1]*slots + t.given%slots
 	return t.at(b, i, t.load(b.cell(i), 0)), true
 }
 
