@@ -421,6 +421,9 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 	if r.Stats.Bypassed {
 		d.warn(who, "SetBypass(false), if whoever set it trusts the cache again", "it is bypassed: nothing is served from memory")
 	}
+	if b := r.Stats.Breaker; b == tidemark.BreakerHalfOpen || b == tidemark.BreakerOpen {
+		d.warn(who, "look at the database: most of what it was asked has failed", "its breaker is %v: the source is left alone", b)
+	}
 	if r.Stats.InDoubt > 0 {
 		d.warn(who, "look at the database, if that does not pass", "%d writes are in doubt", r.Stats.InDoubt)
 	}

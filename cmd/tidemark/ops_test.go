@@ -536,6 +536,8 @@ func TestDoctor_Replicas(t *testing.T) {
 		"no relay":        {func(r *ops.Report) { r.Stats.State, r.Settings.Prober = tidemark.Suspect, true }, "error", "is a tidemark relay running?"},
 		"ended":           {func(r *ops.Report) { r.Stats.State = tidemark.Ended }, "warning", "closed"},
 		"bypassed":        {func(r *ops.Report) { r.Stats.Bypassed = true }, "warning", "bypassed"},
+		"breaker open":    {func(r *ops.Report) { r.Stats.Breaker = tidemark.BreakerOpen }, "warning", "breaker is open"},
+		"breaker probes":  {func(r *ops.Report) { r.Stats.Breaker = tidemark.BreakerHalfOpen }, "warning", "breaker is half-open"},
 		"in doubt":        {func(r *ops.Report) { r.Stats.InDoubt = 3 }, "warning", "3 writes are in doubt"},
 		"backlog":         {func(r *ops.Report) { r.Stats.Backlog = 4 }, "warning", "4 keys wait"},
 		"options":         {func(r *ops.Report) { r.Warnings = []string{"TTL is odd"} }, "warning", "TTL is odd"},
