@@ -28,7 +28,7 @@ func TestAlloc_AHitAllocatesNothing(t *testing.T) {
 
 func hitAllocatesNothing[K comparable](t *testing.T, key K) {
 	for _, ttl := range []time.Duration{0, time.Hour} {
-		c, err := New(Options[K, [4]int64]{TTL: ttl, Loader: LoaderFunc[K, [4]int64](
+		c, err := New(Options[K, [4]int64]{TTL: ttl, StaleWhileRevalidate: ttl, StaleIfError: ttl, Loader: LoaderFunc[K, [4]int64](
 			func(context.Context, K) ([4]int64, Version, error) { return [4]int64{}, 0, ErrNotFound })})
 		require.NoError(t, err)
 		defer c.Close(t.Context())

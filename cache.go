@@ -44,8 +44,9 @@ type Cache[K comparable, V any] struct {
 	fresh  replica.Fresh
 	logged bool
 
-	dated bool // a Put has to know the time
-	plain bool // a Get has to look at nothing but the entry
+	salt  uint64 // of pauses, see pauseLocked
+	dated bool   // a Put has to know the time
+	plain bool   // a Get has to look at nothing but the entry
 
 	places   chan struct{}     // one element per load that runs; nil: no bound
 	versions *versionLoader[K] // nil: the source cannot tell them
@@ -53,6 +54,10 @@ type Cache[K comparable, V any] struct {
 	replica  *member[K, V]
 	audit    *auditor[K, V] // nil without Options.Audit
 	stats    stats
+
+	breaker    StateBreaker  // Options.Breaker, if it tells its state
+	breakerWas atomic.Uint32 // its state, as last noticed
+
 	logLimit *logLimit
 
 	sweepAll atomic.Bool // entries of an old generation wait to be swept
@@ -86,6 +91,7 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 		clock:  clock{began: time.Now()},
 		shift:  uint8(64 - bits.Len(uint(o.Shards-1))),
 		shards: make([]shard[K, V], o.Shards),
+		salt:   rand.Uint64(),
 	}
 	c.life, c.endLife = context.WithCancel(context.Background())
 	c.stats.init()
@@ -94,6 +100,10 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 		c.places = make(chan struct{}, o.MaxLoads)
 	}
 	c.versions = newVersionLoader(&o)
+	if b, tells := o.Breaker.(StateBreaker); tells {
+		c.breaker = b
+		c.breakerWas.Store(uint32(BreakerClosed))
+	}
 	c.policy, err = newPolicy(o.MaxCost, o.ExpectedEntries, o.Shards, c.left)
 	if err != nil {
 		return nil, err
@@ -204,7 +214,11 @@ func (c *Cache[K, V]) Get(key K) (value V, ok bool) {
 // getAt is Get at a level that has more to ask.
 func (c *Cache[K, V]) getAt(key K) (V, bool) {
 	var n node[K, V]
-	if _, ok := c.find(key, &n); ok && !n.E.absent {
+	_, ok := c.find(key, &n)
+	switch {
+	case !ok:
+		c.stats.misses.add()
+	case !n.E.absent:
 		return n.E.value, true
 	}
 	var zero V
@@ -212,17 +226,22 @@ func (c *Cache[K, V]) getAt(key K) (V, bool) {
 }
 
 // GetEntry is Get with everything that is known of the state. A cached absence
-// is a hit, with Absent set.
+// is a hit, with Absent set, and so is, with Stale set, what
+// [Options.StaleWhileRevalidate] lets it serve; then it starts a load.
 func (c *Cache[K, V]) GetEntry(key K) (Entry[V], bool) {
 	var n node[K, V]
 	if fresh, ok := c.find(key, &n); ok {
 		return n.E.public(fresh, c.moments()), true
 	}
+	if e, ok := c.meanwhile(key, n.Hash, c.opts.Level, false); ok {
+		return e, true
+	}
+	c.stats.misses.add()
 	return Entry[V]{Age: -1}, false
 }
 
 // find copies the entry of key to n if it may be served, returns the mark that
-// vouches for it, and counts the read.
+// vouches for it, and counts the hit.
 func (c *Cache[K, V]) find(key K, n *node[K, V]) (replica.Mark, bool) {
 	hash := c.keys.hash(key)
 	applied, fresh := c.applied(c.opts.Level), c.freshness()
@@ -232,7 +251,6 @@ func (c *Cache[K, V]) find(key K, n *node[K, V]) (replica.Mark, bool) {
 		now = c.moments()
 	}
 	if !ok || !c.admits(c.opts.Level, applied, &n.E.facts, fresh, now) {
-		c.stats.misses.add()
 		return fresh, false
 	}
 	c.hit(p, key, hash)
@@ -382,7 +400,7 @@ func (c *Cache[K, V]) cost(key K, value V) (cost int64) {
 // setTimes sets when n expires and is due for a refresh, counted from began, and
 // reports whether n is to be cached at all.
 func (c *Cache[K, V]) setTimes(n *node[K, V], began int64) bool {
-	n.refreshAt = after(began, c.opts.RefreshAfter)
+	n.refreshAt = after(began, c.opts.RefreshAfter) // without that it is due when its time is over
 	ttl := c.opts.TTL
 	if n.E.absent {
 		ttl = c.opts.NegativeTTL
@@ -400,6 +418,7 @@ func (c *Cache[K, V]) setTimes(n *node[K, V], began int64) bool {
 			ttl -= time.Duration(rand.Float64() * j * float64(ttl))
 		}
 		n.E.expiresAt = after(began, max(ttl, 1))
+		n.refreshAt = min(n.refreshAt, n.E.expiresAt)
 	}
 	return true
 }
@@ -495,7 +514,7 @@ func (f *Fill[K, V]) end(value V, m mark, best Outcome) Outcome {
 }
 
 // All returns the keys that GetEntry would find, with their entries, in no
-// order. What changes while it runs may be seen or not, or twice if it goes and
+// order, but not those that are served after their TTL. What changes while it runs may be seen or not, or twice if it goes and
 // comes back, but no entry is ever seen that GetEntry would not have returned
 // at that moment. No lock is held while the loop's body runs.
 func (c *Cache[K, V]) All() iter.Seq2[K, Entry[V]] {
@@ -682,16 +701,16 @@ func (c *Cache[K, V]) roundLocked(least int) {
 	p.adapt(heard)
 }
 
-// sweep drops entries that are expired or of an old generation from the next
-// few cells of s.
+// sweep drops entries that are of an old generation, or that expired so long ago that
+// nobody is served them any more, from the next few cells of s.
 func (c *Cache[K, V]) sweep(s *shard[K, V], cells uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at := c.moment()
+	at, grace := c.moment(), c.opts.grace()
 	for range min(cells, s.table.Cells()) {
 		p, ok := s.table.At(s.sweepAt)
 		s.sweepAt++
-		if ok && (p.Head.expired(&at) || generation(p.Head.era.Load()) != generation(at.era)) {
+		if ok && (p.Head.spent(&at, grace) || generation(p.Head.era.Load()) != generation(at.era)) {
 			s.recordLocked(swept, s.table.Hash(p), p.Head.mark(), byNothing, at)
 			s.dropLocked(p, s.table.Hash(p), at)
 		}

@@ -60,7 +60,7 @@ func (contract) publisher(p *tidemark.Publisher[string]) {
 }
 
 func (contract) values(token tidemark.Token) {
-	_ = tidemark.Entry[int]{Value: 1, Version: tidemark.Version(uint64(2)), Absent: false, Age: time.Second}
+	_ = tidemark.Entry[int]{Value: 1, Version: tidemark.Version(uint64(2)), Absent: false, Age: time.Second, Stale: true}
 	_ = []tidemark.Outcome{
 		tidemark.Applied, tidemark.Duplicate, tidemark.Stale, tidemark.Unproven, tidemark.TooLarge, tidemark.Closed,
 	}
@@ -105,12 +105,13 @@ func (contract) errors(uncertain *tidemark.UncertainError) {
 
 // told is what operators read.
 func (contract) told() {
-	_ = tidemark.Event{Kind: tidemark.EventSuspect, Reason: "", Err: error(nil)}
+	_ = tidemark.Event{Kind: tidemark.EventSuspect, Reason: "", Err: error(nil), From: tidemark.BreakerClosed, To: tidemark.BreakerOpen}
+	_ = []tidemark.BreakerState{tidemark.NoBreaker, tidemark.BreakerClosed, tidemark.BreakerHalfOpen, tidemark.BreakerOpen}
 	_ = []tidemark.EventKind{
 		tidemark.EventSuspect, tidemark.EventCutOff, tidemark.EventRejoined, tidemark.EventLogDown, tidemark.EventLogUp,
 		tidemark.EventBadMessage, tidemark.EventForeignMessage, tidemark.EventCollapsed, tidemark.EventUncertain,
 		tidemark.EventResolved, tidemark.EventTooLarge, tidemark.EventPanic,
-		tidemark.EventLapsed, tidemark.EventSourceEpoch,
+		tidemark.EventLapsed, tidemark.EventSourceEpoch, tidemark.EventBreaker,
 	}
 	var _ func(tidemark.EventKind) string = tidemark.EventKind.String
 	_ = []fmt.Stringer{tidemark.Any, tidemark.Strong, tidemark.Fail}
@@ -123,6 +124,7 @@ func (contract) told() {
 		s.TooLarge, s.Evictions, s.Conflicts, s.Uncertain, s.Suspicions, s.Sent, s.Received, s.Applies, s.Bad, s.Foreign,
 		s.Collapsed, s.Panics, s.Confirmed, s.Lapsed, s.Declined, s.TooOld, s.RefusedLoads, s.RefusedFills, s.RefusedWrites,
 		s.Unkept, s.Writes, s.Invalidated, s.Flushes, s.Gaps, s.CutOffs, s.Silences, s.LogDowns, s.Muted, s.LogSeq,
+		s.StaleWhileRevalidate, s.StaleIfError, s.SoftTimeouts, s.DeclinedByBreaker, s.DeclinedWrites, s.BreakerOpens,
 	}
 	_ = []int{s.Entries, s.InDoubt, s.Backlog, s.Intents, s.Loading, s.Peers}
 	var _ uint32 = s.SourceEpoch
@@ -130,12 +132,15 @@ func (contract) told() {
 	_ = []bool{s.CutOff, s.Bypassed}
 	_ = []bool{s.State == tidemark.Alone, s.State == tidemark.Joining, s.State == tidemark.Fresh, s.State == tidemark.Suspect, s.State == tidemark.Ended}
 	var _ func(tidemark.State) string = tidemark.State.String
+	var _ func(tidemark.BreakerState) string = tidemark.BreakerState.String
+	var _ encoding.TextMarshaler = s.Breaker
+	var _ encoding.TextUnmarshaler = &s.Breaker
 	var _ encoding.TextMarshaler = s.State
 	var _ encoding.TextUnmarshaler = &s.State
 	_ = []time.Duration{s.Fresh, s.LoadTime}
 
 	var x tidemark.Explanation
-	_ = []bool{x.Resident, x.Served, x.Absent, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff, x.Bypassed}
+	_ = []bool{x.Resident, x.Served, x.Absent, x.Overdue, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff, x.Bypassed}
 	_ = []tidemark.Version{x.Version, x.TideMark}
 	_ = []time.Duration{x.Age, x.Expires, x.SetAgo}
 	_ = []string{x.Cause, x.Policy, x.SetBy, x.String()}
@@ -174,6 +179,11 @@ func (contract) sources() {
 	var breaker interface {
 		Allow() (done func(err error), err error)
 	}
+	var stateBreaker interface {
+		Allow() (done func(err error), err error)
+		State() tidemark.BreakerState
+	}
+	var _ tidemark.StateBreaker = stateBreaker
 	var codec interface {
 		AppendKey(dst []byte, key string) []byte
 		ParseKey(b []byte) (string, error)
@@ -183,6 +193,7 @@ func (contract) sources() {
 		TTL: time.Second, TTLJitter: float64(0.1), NegativeTTL: time.Second, RefreshAfter: time.Second,
 		EntryTTL: func(string, tidemark.Entry[int]) time.Duration { return 0 },
 		Loader:   l, LoaderClass: tidemark.Strong, LoadTimeout: time.Second, MaxLoads: int(1), Breaker: breaker,
+		StaleWhileRevalidate: time.Second, StaleIfError: time.Second, SoftLoadTimeout: time.Second,
 		Store: s, DoubtTimeout: time.Second, MaxDoubts: int(1), Strict: true, SourceEpoch: uint32(1),
 		Invalidator: tidemark.Invalidator{}, KeyCodec: codec,
 		Level: tidemark.Any, OnStale: tidemark.Fail, MaxStale: time.Second,

@@ -27,6 +27,11 @@ type Entry[V any] struct {
 	// every change that the log had, if that is later. Negative means that no
 	// bound is known, as for a value that Put brought without a proof.
 	Age time.Duration
+
+	// Stale means that the state's TTL is over, and that it was served all the same,
+	// as [Options.StaleWhileRevalidate] or [Options.StaleIfError] say. It is not below
+	// the key's tide mark, and Age is what it always is.
+	Stale bool
 }
 
 // An Outcome says what became of a value offered to the cache. Every outcome
@@ -148,8 +153,10 @@ type head struct {
 	// only makes the entry look colder, and one that comes late another entry warmer.
 	touches atomic.Uint32
 
-	// refreshAt is when the next hit starts a load behind it, in nanoseconds
-	// since the cache began. Used only with Options.RefreshAfter.
+	// refreshAt is when the next hit starts a load behind it, in nanoseconds since
+	// the cache began. Used only with Options.RefreshAfter, StaleWhileRevalidate and
+	// StaleIfError. If the latest load of the key failed, it is when the next may be
+	// begun for an entry whose TTL is over.
 	refreshAt atomic.Int64
 
 	// The policy's record of the key, see policy.go. It outlives the entries of
@@ -169,6 +176,12 @@ const (
 	kindAbsent = 1 << 8
 	kindState  = 3 << 16 // of the record
 	kindAlias  = 1 << 18 // Ristretto knows the record by another number than the hash
+
+	// How many loads of the key have failed in a row since the entry came; no more
+	// than maxFailures are counted.
+	kindFailure  = 1 << 24
+	kindFailures = maxFailures * kindFailure
+	maxFailures  = 31
 )
 
 func (h *head) absent() bool     { return h.kind.Load()&kindAbsent != 0 }
@@ -183,6 +196,22 @@ func (h *head) expired(at *moment) bool {
 	end := h.expiresAt.Load()
 	return end != 0 && at.now() >= end
 }
+
+// spent reports whether nobody will be served the entry any more, if it may be for so
+// long after its time. It looks at the clock only if the entry expires at all.
+func (h *head) spent(at *moment, grace time.Duration) bool {
+	end := h.expiresAt.Load()
+	if end == 0 {
+		return false
+	}
+	if !h.absent() {
+		end = after(end, grace)
+	}
+	return at.now() >= end
+}
+
+// failed reports whether the latest load of the entry's key has failed.
+func (h *head) failed() bool { return h.kind.Load()&kindFailures != 0 }
 
 // write makes h the head of e, between Begin and End.
 func (e *facts) write(h *head) {

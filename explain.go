@@ -19,6 +19,7 @@ type Explanation struct {
 	Cause   string        // what brought it: load, put, fill or write
 	Age     time.Duration // as Entry.Age
 	Expires time.Duration // until it expires; 0 means never, negative that it has
+	Overdue bool          // it has expired, and StaleWhileRevalidate or StaleIfError may still let it be served
 	Suspect bool          // messages may have been missed since it was installed
 	Thrown  bool          // InvalidateAll has thrown it away
 	Policy  string        // window, queued or offered: where admission has it
@@ -65,16 +66,18 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 		x.SetAgo = time.Duration(at.now() - slot.at)
 	}
 	var e entry[V]
+	fresh := c.freshness()
 	p, ok := s.look(hash, key, &e.value, &e.facts)
 	if !ok {
 		return x
 	}
-	pub := e.public(c.freshness(), c.moments())
+	pub := e.public(fresh, c.moments())
 	x.Resident, x.Version, x.Absent, x.Age = true, pub.Version, pub.Absent, pub.Age
 	x.Served = e.era == at.era && !e.expired(at.now())
 	x.Cause, x.Policy = e.cause.String(), p.Head.state().String()
 	x.Thrown = generation(e.era) != generation(at.era)
 	x.Suspect = !x.Thrown && e.era != at.era&^eraSwitchedOff
+	x.Overdue = e.expired(at.now()) && c.overdue(Any, at.era, &e.facts, fresh, c.moments(), c.opts.grace())
 	if e.expiresAt != 0 {
 		x.Expires = time.Duration(e.expiresAt - at.now())
 	}
@@ -107,6 +110,8 @@ func (x Explanation) String() string {
 			say(", not served: thrown away by InvalidateAll")
 		case x.Suspect:
 			say(", not served: suspect until the source confirms it")
+		case x.Overdue:
+			say(", expired: served only as stale")
 		case x.Expires < 0:
 			say(", not served: expired")
 		}

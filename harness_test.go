@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,8 @@ type source struct {
 	done    map[OpID]Version
 	history map[string][]row // all states of a key, oldest first
 	loads   int
+
+	isDown atomic.Bool // whatever it is asked fails with errDown
 
 	beforeLoad  func(ctx context.Context, key string) error // before the row is read
 	afterLoad   func(ctx context.Context, key string) error // after it was read, before it is returned
@@ -85,6 +88,9 @@ func (s *source) Load(ctx context.Context, key string) (int, Version, error) {
 	s.mu.Lock()
 	s.loads++
 	s.mu.Unlock()
+	if s.isDown.Load() {
+		return 0, 0, errDown
+	}
 	if err := call(s.beforeLoad, ctx, key); err != nil {
 		return 0, 0, err
 	}
@@ -107,6 +113,9 @@ func (s *source) CompareAndDelete(ctx context.Context, key string, base Version,
 }
 
 func (s *source) write(ctx context.Context, key string, base Version, r row, op OpID) (Version, error) {
+	if s.isDown.Load() {
+		return 0, errDown
+	}
 	if err := call(s.beforeWrite, ctx, key); err != nil {
 		return 0, err
 	}
@@ -127,6 +136,9 @@ func (s *source) write(ctx context.Context, key string, base Version, r row, op 
 }
 
 func (s *source) Outcome(_ context.Context, key string, op OpID) (Version, bool, error) {
+	if s.isDown.Load() {
+		return 0, false, errDown
+	}
 	if s.onOutcome != nil {
 		if err := s.onOutcome(key, op); err != nil {
 			return 0, false, err

@@ -164,20 +164,37 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 		return c.landed(f, w)
 	default:
 	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return Entry[V]{Age: -1}, false, ctx.Err()
-	case <-c.life.Done(): // the Loader may not heed that
-		return Entry[V]{Age: -1}, false, ErrClosed
+	var soft <-chan time.Time
+	if d := c.patience(f, w); d >= 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		soft = timer.C
 	}
-	return c.landed(f, w)
+	for {
+		select {
+		case <-f.done:
+			return c.landed(f, w)
+		case <-soft:
+			soft = nil
+			if e, ok := c.instead(w); ok {
+				c.stats.softTimeouts.Add(1)
+				return e, true, nil
+			}
+		case <-ctx.Done():
+			return Entry[V]{Age: -1}, false, ctx.Err()
+		case <-c.life.Done(): // the Loader may not heed that
+			return Entry[V]{Age: -1}, false, ErrClosed
+		}
+	}
 }
 
 // landed is land once f has ended.
 func (c *Cache[K, V]) landed(f *flight[K, V], w *waiter[K, V]) (e Entry[V], ok bool, err error) {
 	switch {
 	case f.err != nil:
+		if e, ok = c.instead(w); ok {
+			return e, true, nil
+		}
 		return Entry[V]{Age: -1}, false, f.err
 	case c.opts.Shadow && f.suffices(w):
 	case !f.meets(w):
@@ -326,8 +343,8 @@ func (s *shard[K, V]) takeOffLocked(f *flight[K, V], at moment) {
 	p.running++
 }
 
-// refresh starts a load behind a hit on the entry at p if it is due for one. A failed attempt
-// is repeated after another RefreshAfter.
+// refresh starts a load behind a hit on the entry at p if it is due for one. If that
+// fails, pauseLocked says when the next one is.
 func (c *Cache[K, V]) refresh(p place, key K, hash uint64) {
 	now := c.now()
 	due := p.Head.refreshAt.Load()
@@ -338,7 +355,7 @@ func (c *Cache[K, V]) refresh(p place, key K, hash uint64) {
 	if !s.mu.TryLock() {
 		return // a hit waits for nobody; the next one tries again
 	}
-	if !p.Valid() || !p.Head.refreshAt.CompareAndSwap(due, now+int64(c.opts.RefreshAfter)) {
+	if !p.Valid() || !p.Head.refreshAt.CompareAndSwap(due, after(now, max(c.opts.RefreshAfter, firstPause))) {
 		s.mu.Unlock()
 		return
 	}
@@ -424,21 +441,14 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 			return fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
 		}
 	}
-	if c.opts.Breaker != nil {
-		done, refused := c.opts.Breaker.Allow()
-		if refused != nil {
-			c.stats.declined.Add(1)
-			return fmt.Errorf("%w: %w", ErrUnavailable, refused)
-		}
-		err = &PanicError{Value: "the load did not return"} // for done, if it does not
-		defer func() {
-			if errors.Is(err, ErrNotFound) {
-				done(nil)
-			} else {
-				done(err)
-			}
-		}()
+	done, refused := c.allow()
+	if refused != nil {
+		c.stats.declined.Add(1)
+		c.stats.declinedByBreaker.Add(1)
+		return fmt.Errorf("%w: %w", ErrUnavailable, refused)
 	}
+	err = &PanicError{Value: "the load did not return"} // for done, if it does not
+	defer func() { done(c.verdict(c.life, err)) }()
 	c.stats.loads.Add(1)
 	c.stats.loading.Add(1)
 	began := c.now()
@@ -471,9 +481,12 @@ func (c *Cache[K, V]) finish(f *flight[K, V], got Loaded[V], err error) {
 // endFlight takes f down, wakes those who wait for it, and begins the key's next
 // flight if there is one.
 func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
-	s := c.shard(f.hash)
+	s, now := c.shard(f.hash), c.now()
 	s.mu.Lock()
 	f.overtaken = f.moved
+	if f.err != nil && (c.opts.RefreshAfter > 0 || c.opts.grace() > 0) {
+		s.pauseLocked(f.key, f.hash, c.salt, now, max(c.opts.RefreshAfter, mostPause))
+	}
 	p := s.pending[f.key]
 	if p.flight == f {
 		p.flight = nil

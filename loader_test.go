@@ -1060,18 +1060,18 @@ func TestRefreshAfter(t *testing.T) {
 		assert.Equal(t, 3, s.loadCount())
 		served(t, c, "k", 2, "a failure keeps the entry")
 		assert.EqualValues(t, 1, c.Stats().LoadErrors)
-		time.Sleep(10*time.Second - 1)
+		time.Sleep(firstPause/2 - 1)
 		served(t, c, "k", 2, "not yet")
 		synctest.Wait()
 		assert.Equal(t, 3, s.loadCount(), "a failed attempt is not repeated at every hit")
-		time.Sleep(time.Nanosecond)
+		time.Sleep(firstPause/2 + 1)
 		served(t, c, "k", 2, "starts another attempt")
 		synctest.Wait()
 		assert.Equal(t, 4, s.loadCount())
 
 		s.beforeLoad = nil
 		s.remove("k")
-		time.Sleep(10 * time.Second)
+		time.Sleep(2 * firstPause)
 		served(t, c, "k", 2, "starts the load that finds it gone")
 		synctest.Wait()
 		e, ok := c.GetEntry("k")
@@ -1090,6 +1090,7 @@ func TestRefreshAfter_AndLoadsShare(t *testing.T) {
 	l := newLatch(t)
 	s.beforeLoad = l.hook
 	refreshing(t, c, "k", l)
+	time.Sleep(firstPause + time.Millisecond) // until it would be due again
 	for range 10 {
 		served(t, c, "k", 1, "starts no other")
 	}

@@ -91,6 +91,10 @@ func (m *many[K, V]) look(part []K) {
 			m.found = append(m.found, find[K, V]{key, n.E.public(fresh, at), at})
 			continue
 		}
+		if e, late := c.meanwhile(key, hashes[i], level, true); late {
+			m.found = append(m.found, find[K, V]{key, e, c.moments()})
+			continue
+		}
 		c.stats.misses.add()
 		m.miss(key, hashes[i], ok)
 	}

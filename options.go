@@ -57,6 +57,8 @@ type Options[K comparable, V any] struct {
 	// load or write that brought it. It is the last line of defence against
 	// changes nobody announced. Zero means no bound. Time is the monotonic
 	// clock's, which on most systems stands still while a machine is suspended.
+	// StaleWhileRevalidate and StaleIfError let an entry be served for longer, with
+	// Entry.Stale set.
 	TTL time.Duration
 
 	// TTLJitter shortens each entry's TTL by a random share of it, up to this
@@ -75,8 +77,35 @@ type Options[K comparable, V any] struct {
 
 	// RefreshAfter makes a hit on an entry older than this, counted as TTL is,
 	// start a load in the background; the hit is served at once. Zero means
-	// never. It must be below TTL to have an effect.
+	// never. It must be below TTL to have an effect. After a load of the key that
+	// has failed the next such load is not begun for up to 0.1s, then 0.2s, and so on
+	// up to 10s, or RefreshAfter if that is longer: by chance for as little as half
+	// of that, so that neither keys nor replicas try again together.
 	RefreshAfter time.Duration
+
+	// StaleWhileRevalidate is for how long after its TTL an entry is still served
+	// at once, with Entry.Stale set, while one load in the background replaces it.
+	// Zero means never. It counts for reads at Any and AtLeast only, by GetEntry,
+	// Read, Load and LoadMany; Get, which cannot set a flag, misses. MaxStale, and
+	// whatever else makes an entry unfit to be served, hold as before the end of the
+	// TTL: an entry whose key is known to have changed is not there to be served. A
+	// background load that has failed is tried again as RefreshAfter says. Absences
+	// are not served after their TTL, and Update decides on no such entry. It
+	// needs a TTL or EntryTTL. Until this time is over the entry takes room.
+	StaleWhileRevalidate time.Duration
+
+	// StaleIfError is for how long after its TTL an entry is served, with
+	// Entry.Stale set, if the source does not answer: if the load that the read
+	// waits for fails, is refused by the Breaker, finds no place among MaxLoads, or
+	// takes longer than SoftLoadTimeout. After a load of the key that has failed it
+	// is served at once, and the source is left alone, for as long as RefreshAfter
+	// says. Above zero the cache fails open: while the source is down, reads at Any
+	// and AtLeast go on with what memory has. Zero means that it fails closed:
+	// after the TTL such reads return the load's error. Reads at the other levels
+	// always fail closed: no promise depends on this field, MaxStale's included. It
+	// counts for the same reads as StaleWhileRevalidate, but for GetEntry, which
+	// waits for no load, and with the same exceptions.
+	StaleIfError time.Duration
 
 	// Loader reads a key from the source. Nil means that Store is the loader.
 	Loader Loader[K, V]
@@ -89,12 +118,22 @@ type Options[K comparable, V any] struct {
 	// included. Zero means 30s; negative means no bound.
 	LoadTimeout time.Duration
 
+	// SoftLoadTimeout is how long a read waits for a load while memory has an entry
+	// that StaleIfError lets it serve instead; reads that join the load wait until it
+	// has run for so long. The load itself goes on until LoadTimeout, for those who
+	// come later. Zero means that a read waits until the load has ended. It must be
+	// below LoadTimeout, and needs StaleIfError.
+	SoftLoadTimeout time.Duration
+
 	// MaxLoads bounds the calls of the Loader that run at once; a bulk load
 	// counts as one. Zero means 256; negative means no bound.
 	MaxLoads int
 
-	// Breaker, if not nil, is asked before each call of the Loader and told
-	// how it ended.
+	// Breaker, if not nil, is asked before each call of the Loader and the Store, and
+	// told how it ended. A write that it refuses fails with ErrUnavailable and is
+	// never in doubt. That a write in doubt is asked about it can only put off, to
+	// once in each DoubtTimeout. It never makes a read return less than its level.
+	// Module breaker has one.
 	Breaker Breaker
 
 	// Store is what Update, CompareAndSet and Delete write through.
@@ -179,7 +218,7 @@ type Options[K comparable, V any] struct {
 
 	// OnEvent, if not nil, is called for each Event, none left out, with no lock held, while
 	// the goroutine that noticed it waits, so it should be quick. It must not
-	// call Close, or write or invalidate through the cache, which may wait for
+	// call Close, or load, write or invalidate through the cache, which may wait for
 	// that goroutine. A panic is contained.
 	OnEvent func(Event)
 }
@@ -244,12 +283,19 @@ type StrongLoader[K comparable, V any] interface {
 	LoadStrong(ctx context.Context, key K) (V, Version, error)
 }
 
-// A Breaker decides whether the source may be asked. The two-step circuit
-// breaker of github.com/sony/gobreaker/v2 is one.
+// A Breaker decides whether the source may be asked. Module breaker has one, and the
+// two-step circuit breaker of github.com/sony/gobreaker/v2, on which that is built,
+// is one. It must be safe for concurrent use, and may serve several caches of one
+// source. A panic of Allow is contained and fails the load or write, which was not
+// begun; one of done fails a load, and no write.
 type Breaker interface {
-	// Allow returns an error if the source must be left alone now; the load
-	// then fails with ErrUnavailable. Otherwise done is called once, with what
-	// the load returned: nil, also for an absent key, or its error.
+	// Allow returns an error if the source must be left alone now; the load or the
+	// write then fails with ErrUnavailable. Otherwise done is called once, when the
+	// call has ended: with nil if the source has answered, if only that there is no
+	// such key, or that a write has met a conflict or a value that is too large; with
+	// an error that wraps [context.Canceled] if the caller of a write, or Close, gave
+	// up before it had, which says nothing of the source; and otherwise with the
+	// call's error, a timeout or an outcome that nobody knows included.
 	Allow() (done func(err error), err error)
 }
 
@@ -333,8 +379,33 @@ func (o Options[K, V]) Warnings() (all []string) {
 	if o.LoadTimeout < 0 {
 		warn("LoadTimeout is negative: a source that hangs holds its readers, and their places among MaxLoads, for ever")
 	}
+	return append(all, o.staleWarnings()...)
+}
+
+// staleWarnings are those of what is served after its TTL.
+func (o *Options[K, V]) staleWarnings() (all []string) {
+	if o.grace() == 0 {
+		return nil
+	}
+	warn := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	field := "StaleIfError"
+	if o.StaleIfError == 0 {
+		field = "StaleWhileRevalidate"
+	}
+	if o.Level.strong() {
+		warn("%s is set, but Level is %v: only reads that ask for Any or AtLeast are served after the TTL", field, o.Level)
+	}
+	if o.MaxStale > 0 && o.TTL >= o.MaxStale && o.Invalidator.Log == nil {
+		warn("MaxStale is %v, not above TTL %v: %s has next to nothing that it may serve", o.MaxStale, o.TTL, field)
+	}
+	if o.StaleIfError > 0 && o.SoftLoadTimeout == 0 {
+		warn("StaleIfError is set, but SoftLoadTimeout is not: reads wait for a source that hangs as long as LoadTimeout says")
+	}
 	return all
 }
+
+// grace is for how long after its TTL an entry may be served at all.
+func (o *Options[K, V]) grace() time.Duration { return max(o.StaleWhileRevalidate, o.StaleIfError) }
 
 func setDefault[T comparable](field *T, value T) {
 	if *field == *new(T) {
@@ -367,6 +438,8 @@ func (o *Options[K, V]) validate() error {
 		{"MaxCost", o.MaxCost}, {"ExpectedEntries", o.ExpectedEntries}, {"TTL", int64(o.TTL)},
 		{"RefreshAfter", int64(o.RefreshAfter)}, {"DoubtTimeout", int64(o.DoubtTimeout)},
 		{"MaxDoubts", int64(o.MaxDoubts)}, {"Shards", int64(o.Shards)}, {"MaxStale", int64(o.MaxStale)},
+		{"StaleWhileRevalidate", int64(o.StaleWhileRevalidate)}, {"StaleIfError", int64(o.StaleIfError)},
+		{"SoftLoadTimeout", int64(o.SoftLoadTimeout)},
 	} {
 		if f.value < 0 {
 			bad(f.name, "is %d, want >= 0", f.value)
@@ -387,14 +460,9 @@ func (o *Options[K, V]) validate() error {
 	if err := checkKeyType(reflect.TypeFor[K]()); err != nil {
 		bad("K", "%v", err)
 	}
-	if isNil(o.Loader) {
-		bad("Loader", "holds a nil %T", o.Loader)
-	}
-	if isNil(o.Store) {
-		bad("Store", "holds a nil %T", o.Store)
-	}
 	o.validateLoader(bad)
 	o.validateAudit(bad)
+	o.validateStale(bad)
 	if o.RefreshAfter > 0 && o.Loader == nil && o.Store == nil {
 		bad("RefreshAfter", "is set, but there is nothing to load from")
 	}
@@ -414,6 +482,33 @@ func (o *Options[K, V]) validate() error {
 	return errors.Join(errs...)
 }
 
+// validateStale checks that what is to be served after its TTL can be.
+func (o *Options[K, V]) validateStale(bad func(field, format string, args ...any)) {
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{{"StaleWhileRevalidate", o.StaleWhileRevalidate}, {"StaleIfError", o.StaleIfError}} {
+		switch {
+		case f.value <= 0:
+		case o.TTL == 0 && o.EntryTTL == nil:
+			bad(f.name, "is set, but there is no TTL after which it could count")
+		case o.Loader == nil && o.Store == nil:
+			bad(f.name, "is set, but there is nothing to load from")
+		}
+	}
+	if o.SoftLoadTimeout <= 0 {
+		return
+	}
+	if o.StaleIfError == 0 {
+		bad("SoftLoadTimeout", "is set, but without StaleIfError there is nothing to serve instead")
+	}
+	hard := o.LoadTimeout
+	setDefault(&hard, defaultLoadTimeout)
+	if hard > 0 && o.SoftLoadTimeout >= hard {
+		bad("SoftLoadTimeout", "is %v, want less than LoadTimeout %v", o.SoftLoadTimeout, hard)
+	}
+}
+
 // validateStrict checks that writes can be strict.
 func (o *Options[K, V]) validateStrict(bad func(field, format string, args ...any)) {
 	if o.Store == nil {
@@ -427,8 +522,18 @@ func (o *Options[K, V]) validateStrict(bad func(field, format string, args ...an
 	}
 }
 
-// validateLoader checks that the Loader can do what its class needs.
+// validateLoader checks that what stands for the source is there, and that the Loader
+// can do what its class needs.
 func (o *Options[K, V]) validateLoader(bad func(field, format string, args ...any)) {
+	if isNil(o.Loader) {
+		bad("Loader", "holds a nil %T", o.Loader)
+	}
+	if isNil(o.Store) {
+		bad("Store", "holds a nil %T", o.Store)
+	}
+	if isNil(o.Breaker) {
+		bad("Breaker", "holds a nil %T", o.Breaker)
+	}
 	switch c := o.LoaderClass; c.kind {
 	case strongLoader:
 	case laggingLoader:

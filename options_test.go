@@ -21,6 +21,7 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 	type options = Options[string, int]
 	s := newSource()
 	cost := func(string, int) int64 { return 1 }
+	ttl := func(string, Entry[int]) time.Duration { return 1 }
 	hint := Invalidator{Name: "n", Hint: newBus()}
 	log := Invalidator{Name: "n", Log: newMemLog()}
 	tests := []struct {
@@ -53,6 +54,15 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 		{"Invalidator.Prober", []options{{Invalidator: Invalidator{Name: "n", Log: newMemLog(), Prober: &prober{}}}}, []options{{Invalidator: Invalidator{Name: "n", Hint: newBus(), Prober: &prober{}}}, {Invalidator: Invalidator{Name: "n", Log: newMemLog(), Prober: (*prober)(nil)}}}},
 		{"OnStale", []options{{OnStale: Reload}, {OnStale: Fail}}, []options{{OnStale: Fail + 1}, {OnStale: math.MaxUint8}}},
 		{"MaxStale", []options{{MaxStale: 1}, {MaxStale: math.MaxInt64}}, []options{{MaxStale: -1}}},
+		{"StaleWhileRevalidate", []options{{StaleWhileRevalidate: 1, TTL: 1, Store: s}, {StaleWhileRevalidate: math.MaxInt64, EntryTTL: ttl, Loader: s}},
+			[]options{{StaleWhileRevalidate: -1}, {StaleWhileRevalidate: 1, Store: s}, {StaleWhileRevalidate: 1, TTL: 1}}},
+		{"StaleIfError", []options{{StaleIfError: 1, TTL: 1, Store: s}, {StaleIfError: math.MaxInt64, EntryTTL: ttl, Loader: s}},
+			[]options{{StaleIfError: -1}, {StaleIfError: 1, Store: s}, {StaleIfError: 1, TTL: 1}}},
+		{"SoftLoadTimeout",
+			[]options{{SoftLoadTimeout: 1, StaleIfError: 1, TTL: 1, Store: s, LoadTimeout: 2}, {SoftLoadTimeout: time.Hour, StaleIfError: 1, TTL: 1, Store: s, LoadTimeout: -1}},
+			[]options{{SoftLoadTimeout: -1}, {SoftLoadTimeout: 1}, {SoftLoadTimeout: 2, StaleIfError: 1, TTL: 1, Store: s, LoadTimeout: 2},
+				{SoftLoadTimeout: defaultLoadTimeout, StaleIfError: 1, TTL: 1, Store: s}}},
+		{"Breaker", []options{{Breaker: &refusing{}}}, []options{{Breaker: (*refusing)(nil)}, {Breaker: allowFunc(nil)}}},
 		{"Level", []options{{Level: AtLeast(1)}, {Level: Linearizable, Loader: s}, {Level: Linearizable, Store: s}}, []options{{Level: Linearizable}}},
 		{"none", []options{{}, {NegativeTTL: -1, LoadTimeout: -1, MaxLoads: -1}, {NegativeTTL: 1, TTL: time.Hour}}, nil},
 	}
@@ -493,6 +503,11 @@ func TestOptions_Warnings(t *testing.T) {
 		"within less than a beat":  {Options[string, int]{TTL: 1, Invalidator: log.invalidator(), Level: Within(testBeat), MaxStale: testBeat}, []string{"Level", "MaxStale"}},
 		"within, without a log":    {Options[string, int]{TTL: 1, Invalidator: b.invalidator(), Level: Within(time.Second), OnStale: Fail}, []string{"Level", "OnStale"}},
 		"no bound on loads":        {Options[string, int]{MaxLoads: -1, LoadTimeout: -1}, []string{"MaxLoads", "LoadTimeout"}},
+		"stale, and all is well":   {Options[string, int]{TTL: 1, StaleIfError: 2, StaleWhileRevalidate: 1, SoftLoadTimeout: 1, MaxStale: 2}, nil},
+		"nobody is lenient":        {Options[string, int]{TTL: 1, StaleWhileRevalidate: 1, Level: Linearizable}, []string{"StaleWhileRevalidate"}},
+		"MaxStale cuts it off":     {Options[string, int]{TTL: 2, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 2}, []string{"MaxStale"}},
+		"the log vouches":          {Options[string, int]{TTL: 1e10, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 1e10, Invalidator: log.invalidator()}, nil},
+		"no soft timeout":          {Options[string, int]{TTL: 1, StaleIfError: 1}, []string{"StaleIfError"}},
 		"absences outlive entries": {Options[string, int]{TTL: 1, NegativeTTL: 2}, []string{"NegativeTTL"}},
 	} {
 		got := c.o.Warnings()

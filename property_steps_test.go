@@ -116,6 +116,7 @@ type reading struct {
 	current fact // of the source
 	moves   int
 	alone   bool // nothing else runs
+	many    bool // it may have been found long before it was returned
 }
 
 func (w *world) reading(v *view, key string, level Level) reading {
@@ -150,6 +151,14 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 	case r.level.kind == levelAtLeast && e.Version != 0 && e.Version < r.level.version:
 		return fmt.Errorf("I5: %s: %s@%d, want at least %d", v.name, r.key, e.Version, r.level.version)
 	}
+	if r.began < v.since[r.key] {
+		v.moves[r.key]++ // across InvalidateAll a load counts as a change without a version
+	}
+	if e.Stale {
+		if err := w.mayLend(r, e); err != nil {
+			return fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
 	// An absence without a version may have been overtaken while the read waited
 	// for it: if it was not, it is in memory, and check will see it there.
 	if e.Version != 0 {
@@ -158,20 +167,49 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 	return nil
 }
 
+// mayLend checks an entry that a read was served after its TTL.
+func (w *world) mayLend(r reading, e Entry[int]) error {
+	age, ttl := w.life(r.view, r.key, e)
+	switch o := &w.opts; {
+	case !r.level.lenient() || e.Absent:
+		return fmt.Errorf("S67: at %v stale %+v is served", r.level, e)
+	case e.Age >= 0 && (age+w.lag < ttl || !r.many && age >= ttl+max(o.StaleWhileRevalidate, o.StaleIfError)):
+		return fmt.Errorf("S67: %s@%d is served stale at %v, its TTL is %v", r.key, e.Version, age, ttl)
+	case o.MaxStale > 0 && !within(o.MaxStale, e.Age) && !r.many:
+		return fmt.Errorf("S67: %s@%d is served stale at %v, MaxStale is %v", r.key, e.Version, e.Age, o.MaxStale)
+	}
+	return nil
+}
+
+// lends reports whether GetEntry may serve the key's entry after its TTL.
+func (w *world) lends(v *view, key string, resident *node[string, int]) bool {
+	d, now := w.opts.StaleWhileRevalidate, v.cache.now()
+	if resident == nil || d == 0 || !w.opts.Level.lenient() || v.deaf || v.inDoubt(key) {
+		return false
+	}
+	e := &resident.E
+	return e.era == v.cache.era.Load() && !e.absent && e.expiresAt != 0 && now >= e.expiresAt && now < e.expiresAt+int64(d) &&
+		e.version >= w.opts.Level.version && (w.opts.MaxStale == 0 || e.provenAt != unproven && now-e.provenAt <= int64(w.opts.MaxStale))
+}
+
 // get reads memory in every way.
 func (w *world) get(t *rapid.T) {
 	v, key := w.drawView(t), w.drawKey(t)
-	served, _ := v.entry(key)
+	served, resident := v.entry(key)
+	lent := w.lends(v, key, resident)
 	admitted := served != nil && v.cache.admits(v.cache.opts.Level, true, &served.E.facts, replica.NoMark, v.cache.moments())
 	r := w.reading(v, key, v.cache.opts.Level)
 	e, ok := v.cache.GetEntry(key)
-	if ok != admitted {
-		t.Fatalf("%s: GetEntry(%s) = %+v, %t", v.name, key, e, ok)
+	if ok != (admitted || lent) || e.Stale != lent {
+		t.Fatalf("%s: GetEntry(%s) = %+v, %t; stale: %t", v.name, key, e, ok, lent)
 	}
 	if ok {
 		if err := w.returned(r, e, w.now()); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if lent {
+		return // what replaces it may be there at any moment
 	}
 	if value, ok := v.cache.Get(key); ok != (admitted && !e.Absent) || ok && value != e.Value {
 		t.Fatalf("%s: Get(%s) = %d, %t, but GetEntry found %+v", v.name, key, value, ok, e)
@@ -210,7 +248,7 @@ func (w *world) startRead(t *rapid.T, v *view, level Level, read func(context.Co
 			if err := w.returned(r, e, o.endAt); err != nil {
 				t.Fatal(err)
 			}
-			if r.alone && step == w.stepBegan {
+			if r.alone && step == w.stepBegan && !e.Stale {
 				w.mustKeep(t, r, e)
 			}
 		case !w.mayFail(r, err):
@@ -244,7 +282,11 @@ func (w *world) mustKeep(t *rapid.T, r reading, e Entry[int]) {
 		e.Absent && w.opts.NegativeTTL < 0 || r.moves+1 < v.moves[r.key] {
 		return
 	}
-	if served, _ := v.entry(r.key); served == nil || served.E.version != e.Version {
+	served, _ := v.entry(r.key)
+	if served != nil && w.opts.RefreshAfter > 0 {
+		return // it may be what a load behind the hit has brought
+	}
+	if served == nil || served.E.version != e.Version {
 		t.Fatalf("%s: %s was loaded at version %d, but memory does not have it: %v", v.name, r.key, e.Version,
 			v.cache.Explain(r.key))
 	}
@@ -255,7 +297,9 @@ func (w *world) loadMany(t *rapid.T) {
 	keys := rapid.SliceOfN(rapid.SampledFrom(w.keys), 1, 4).Draw(t, "keys")
 	readings := map[string]reading{}
 	for _, k := range keys {
-		readings[k] = w.reading(v, k, v.cache.opts.Level)
+		r := w.reading(v, k, v.cache.opts.Level)
+		r.many = true
+		readings[k] = r
 	}
 	var all map[string]Entry[int]
 	var err error

@@ -144,6 +144,7 @@ func newWorld(t *rapid.T, d deployment) *world {
 		if err != nil {
 			t.Fatal(err)
 		}
+		c.salt = 0 // one run is one run
 		w.views = append(w.views, newView(fmt.Sprint("cache ", i), c))
 		synctest.Wait()
 	}
@@ -175,6 +176,14 @@ func (w *world) options(t *rapid.T) Options[string, int] {
 	}
 	o.RefreshAfter = rapid.SampledFrom([]time.Duration{0, 0, 30 * time.Millisecond}).Draw(t, "RefreshAfter")
 	o.MaxLoads = rapid.SampledFrom([]int{0, 0, 1}).Draw(t, "MaxLoads")
+	if o.TTL > 0 {
+		o.StaleWhileRevalidate = rapid.SampledFrom([]time.Duration{0, 50 * time.Millisecond}).Draw(t, "StaleWhileRevalidate")
+		o.StaleIfError = rapid.SampledFrom([]time.Duration{0, 200 * time.Millisecond}).Draw(t, "StaleIfError")
+		o.MaxStale = rapid.SampledFrom([]time.Duration{0, 0, 150 * time.Millisecond}).Draw(t, "MaxStale")
+	}
+	if o.StaleIfError > 0 {
+		o.SoftLoadTimeout = rapid.SampledFrom([]time.Duration{0, 20 * time.Millisecond}).Draw(t, "SoftLoadTimeout")
+	}
 	o.Store = w.ledger
 	if w.lag > 0 {
 		o.Loader, o.LoaderClass = laggard{w.ledger, w.lag}, Lagging(w.lag)

@@ -12,6 +12,7 @@ import (
 // and can be compared; the zero Level is [Any].
 type Level struct {
 	kind    levelKind
+	prompt  bool // it takes nothing after its TTL; only the cache itself asks for that
 	version Version
 	within  time.Duration
 	token   *Token
@@ -119,6 +120,10 @@ func within(d, age time.Duration) bool { return age >= 0 && age <= d }
 // timed reports whether the time decides what l admits.
 func (c *Cache[K, V]) timed(l Level) bool { return l.kind == levelWithin || c.opts.MaxStale > 0 }
 
+// lenient reports whether a read at level l may be served an entry whose TTL is over:
+// one that makes no promise of time.
+func (l Level) lenient() bool { return l.kind <= levelAtLeast && !l.prompt }
+
 // strong reports whether only a load at a source that is strong can satisfy l.
 func (l Level) strong() bool { return l.kind >= levelWithin }
 
@@ -139,7 +144,9 @@ func (c *Cache[K, V]) Load(ctx context.Context, key K) (Entry[V], error) {
 // If the source has no such key, Read returns an Entry with Absent set and
 // [ErrNotFound]. Other errors: a [*LoadError] with what the Loader returned,
 // [ErrStale], [ErrUnavailable], [ErrNoLoader], [ErrClosed], or ctx's. A hit
-// does not look at ctx and allocates nothing.
+// does not look at ctx and allocates nothing. At Any and AtLeast an Entry may have
+// Stale set, and an error that the load has returned may be left out for it, if
+// [Options.StaleWhileRevalidate] or [Options.StaleIfError] say so.
 func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (e Entry[V], err error) {
 	hash := c.keys.hash(key)
 	applied, fresh := c.applied(level), c.freshness()
@@ -155,6 +162,9 @@ func (c *Cache[K, V]) Read(ctx context.Context, key K, level Level) (e Entry[V],
 			}
 			return e, nil
 		}
+	}
+	if late, found := c.meanwhile(key, hash, level, true); found {
+		return late, nil
 	}
 	c.stats.misses.add()
 	if ok && c.failsStale(level) {

@@ -135,6 +135,9 @@ func (c *simCall) get() {
 		e, ok := c.c.GetEntry(c.key)
 		return func() {
 			if ok {
+				if e.Stale && rd.TTL > 0 {
+					rd.TTL += c.options.StaleWhileRevalidate
+				}
 				c.answered(rd, ev, e, rd.Begin)
 				return
 			}
@@ -235,6 +238,9 @@ func (c *simCall) read() {
 				c.trace("%s", simClass(err))
 				ev.Outcome = history.Failed
 				return
+			}
+			if e.Stale && (!level.lenient() || e.Absent) {
+				c.w.Check.Fail("S67 stale", "%d: %s: it is served after its TTL", c.s.proc.ID, c.op.what)
 			}
 			c.answered(begun, ev, e, end)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/tidemark-go/tidemark/internal/sim"
 )
@@ -94,6 +95,25 @@ type simTellingStore struct {
 type simTellingLoader struct {
 	simBulk
 	simVersions
+}
+
+// A simBreaker is a StateBreaker that the world opens and closes.
+type simBreaker struct{ open atomic.Bool }
+
+var errSimOpen = errors.New("the breaker is open")
+
+func (b *simBreaker) Allow() (func(error), error) {
+	if b.open.Load() {
+		return nil, errSimOpen
+	}
+	return func(error) {}, nil
+}
+
+func (b *simBreaker) State() BreakerState {
+	if b.open.Load() {
+		return BreakerOpen
+	}
+	return BreakerClosed
 }
 
 // A simStore is a Store.

@@ -137,6 +137,7 @@ type simRun struct {
 	puts     bool // bare ones, of any age
 	keys     []string
 	steps    int
+	breakers bool
 	dark     string // a key that somebody changes and tells nobody, or ""
 	rush     int    // in how many of ten steps several processes act
 	zeal     int    // how likely a client is to act, compared with others
@@ -181,6 +182,7 @@ type simReplica struct {
 	said     map[string]sim.Mark // what its clients know to be written or announced here
 	closing  bool
 	bypassed bool
+	breaker  *simBreaker
 	thaw     int64 // when it is no longer frozen
 	frozen   int64 // since when
 }
@@ -261,7 +263,15 @@ func (r *simRun) choose() {
 		if w.IntN(2) == 0 {
 			r.dark = r.keys[0]
 		}
+		if w.IntN(2) == 0 {
+			o.StaleWhileRevalidate = w.Between(10*time.Millisecond, 300*time.Millisecond)
+		}
+		if w.IntN(2) == 0 {
+			o.StaleIfError = w.Between(10*time.Millisecond, 2*time.Second)
+			o.SoftLoadTimeout = w.Between(time.Millisecond, 99*time.Millisecond)
+		}
 	}
+	r.breakers = w.IntN(4) == 0
 	if w.IntN(6) == 0 {
 		o.RefreshAfter = w.Between(5*time.Millisecond, 19*time.Millisecond)
 	}
@@ -316,11 +326,16 @@ func (r *simRun) newReplica() *simReplica {
 		o.Store = simTellingStore{simStore{strong}, simVersions{p}}
 		o.Loader = simTellingLoader{simBulk{loader}, simVersions{p}}
 	}
+	b := &simBreaker{}
+	if r.breakers {
+		o.Breaker = b
+	}
 	c, err := New(o)
 	if err != nil {
 		panic(err)
 	}
-	return &simReplica{proc: p.proc, cache: c, said: map[string]sim.Mark{}}
+	c.salt = 0 // a seed is one run
+	return &simReplica{proc: p.proc, cache: c, breaker: b, said: map[string]sim.Mark{}}
 }
 
 func (r *simRun) newOutside() *simOutside {
@@ -411,6 +426,12 @@ func (r *simRun) faults() {
 		w.TakeSourceDown(false)
 	case happens(f.SourceDown) && !w.SourceDown():
 		w.TakeSourceDown(true)
+	case r.breakers && some.breaker.open.Load() && w.IntN(25) == 0:
+		w.Trace("%d: its breaker is closed", some.proc.ID)
+		some.breaker.open.Store(false)
+	case r.breakers && w.SourceDown() && w.IntN(10) == 0:
+		w.Trace("%d: its breaker is open", some.proc.ID)
+		some.breaker.open.Store(true)
 	case r.log:
 		r.logFaults(happens, some)
 	case r.hint:
@@ -612,6 +633,7 @@ func (r *simRun) heal() {
 		w.TakeSourceDown(false)
 	}
 	for _, s := range r.replicas {
+		s.breaker.open.Store(false)
 		if s.proc.Frozen {
 			r.wake(s)
 		}
@@ -728,7 +750,7 @@ func (r *simRun) atRest() {
 	r.inspect()
 	if r.dark != "" { // until what nobody was told of has expired
 		for range 4 {
-			r.w.Sleep(r.options.TTL / 3)
+			r.w.Sleep((r.options.TTL + r.options.StaleWhileRevalidate) / 3)
 			r.drain()
 		}
 	}

@@ -28,6 +28,16 @@ type Stats struct {
 	Refreshes  uint64        // loads started behind a hit
 	TooOld     uint64        // reads that failed because OnStale is Fail
 
+	// Reads that were answered with Entry.Stale set.
+
+	StaleWhileRevalidate uint64 // as that option says; they are Hits
+	StaleIfError         uint64 // as that option says: Hits, or Misses if they waited for a load first
+	SoftTimeouts         uint64 // of StaleIfError, those whose load took longer than SoftLoadTimeout
+
+	DeclinedByBreaker uint64 // of Declined, those that the Breaker refused
+	DeclinedWrites    uint64 // writes that the Breaker refused, so that nothing was sent
+	BreakerOpens      uint64 // times when the Breaker was noticed to have opened, if it tells its state
+
 	// States that were not stored because their key had moved on since they were
 	// read, or nothing shows that it had not: the races that were lost, and noticed.
 
@@ -92,10 +102,11 @@ type Stats struct {
 	Backlog     int // keys that wait to be broadcast
 	Peers       int // other replicas and Publishers that say hello, as this one hears
 	State       State
-	SourceEpoch uint32 // the latest that was declared
-	Bypassed    bool   // SetBypass is on: nothing is served from memory
-	Shadow      bool   // Options.Shadow is set: nothing is served from memory
-	CutOff      bool   // this replica does not hear the others: nothing is served from memory
+	SourceEpoch uint32       // the latest that was declared
+	Bypassed    bool         // SetBypass is on: nothing is served from memory
+	Shadow      bool         // Options.Shadow is set: nothing is served from memory
+	CutOff      bool         // this replica does not hear the others: nothing is served from memory
+	Breaker     BreakerState // NoBreaker if there is none that tells its state
 
 	// Fresh is how old any entry can be at most, as the Log has shown: what is
 	// served misses no change that was acknowledged before that. Negative: there
@@ -128,7 +139,11 @@ func (c *Cache[K, V]) Stats() Stats {
 		State: c.state(), SourceEpoch: c.sourceEpoch.Load(), Bypassed: c.era.Load()&eraBypass != 0,
 		Fresh:  c.freshness().Alone(c.moments()),
 		Shadow: c.opts.Shadow, ShadowHits: t.shadowHits.Load(), ShadowOlder: t.shadowOlder.Load(), ShadowDiffers: t.shadowDiffers.Load(),
+
+		StaleWhileRevalidate: t.whileRevalidate.Load(), StaleIfError: t.ifError.Load(), SoftTimeouts: t.softTimeouts.Load(),
+		DeclinedByBreaker: t.declinedByBreaker.Load(), DeclinedWrites: t.declinedWrites.Load(), BreakerOpens: t.breakerOpens.Load(),
 	}
+	s.Breaker, _ = c.breakerState()
 	s.Refused = s.RefusedLoads + s.RefusedFills + s.RefusedWrites
 	if c.replica != nil {
 		c.replica.addStats(&s)
@@ -206,6 +221,9 @@ type stats struct {
 	hits, misses striped
 
 	loads, loadErrors, declined, joined, confirmed, refreshes, tooOld atomic.Uint64
+
+	whileRevalidate, ifError, softTimeouts          atomic.Uint64
+	declinedByBreaker, declinedWrites, breakerOpens atomic.Uint64
 
 	loadTime, loading atomic.Int64
 
@@ -325,11 +343,15 @@ const (
 
 	// EventTripped: there were so many that the auditor has set SetBypass.
 	EventTripped
+
+	// EventBreaker: a Breaker that tells its state was noticed to have changed it,
+	// from Event.From to Event.To. It is noticed when the cache asks or tells it.
+	EventBreaker
 )
 
 var eventNames = [...]string{"invalid", "suspect", "cut off", "rejoined", "bad message", "foreign message",
 	"collapsed", "uncertain", "resolved", "too large", "panic", "log down", "log up", "lapsed", "source epoch",
-	"mismatch", "tripped"}
+	"mismatch", "tripped", "breaker"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventNames) {
@@ -343,6 +365,8 @@ type Event struct {
 	Kind   EventKind
 	Reason string // in words; may be empty
 	Err    error  // may be nil
+
+	From, To BreakerState // of EventBreaker
 }
 
 // emit calls OnEvent and waits for it, in a goroutine of its own: a callback that

@@ -71,7 +71,7 @@ func (c *Cache[K, V]) Update(ctx context.Context, key K, fn func(cur Entry[V]) (
 	if c.opts.Store == nil {
 		return Entry[V]{Age: -1}, ErrNoStore
 	}
-	level := Any
+	level := Level{prompt: true} // a decision on what is overdue would mostly meet a conflict
 	for try := 1; ; try++ {
 		cur, err := c.Read(ctx, key, level)
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -162,6 +162,7 @@ type write[K comparable, V any] struct {
 	fence  fence[K]
 	began  replica.Moment
 
+	sent    bool // the store was called
 	doubted bool // it is in doubt, and somebody sees to that
 
 	// Of a strict write.
@@ -198,8 +199,12 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 	}()
 	returned := false
 	defer func() {
-		if !returned && !w.doubted { // the store has ended this goroutine: nobody will hear of it
+		switch {
+		case returned || w.doubted:
+		case w.sent: // the store has ended this goroutine: nobody will hear of it
 			c.doubt(w, errGoexit)
+		default: // the breaker has
+			c.told(w, mark{}, true)
 		}
 	}()
 	if c.opts.Strict {
@@ -208,7 +213,7 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 			return none, err
 		}
 	}
-	version, err := c.send(w.op, send)
+	version, err := c.send(ctx, w, send)
 	e, err := c.settle(ctx, w, version, err)
 	returned = true
 	return e, err
@@ -219,6 +224,10 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 // log knows of every write before it takes effect, whether or not this process
 // lives to tell (S33, S34). An error says that w must not be sent.
 func (c *Cache[K, V]) intend(ctx context.Context, w *write[K, V]) error {
+	if state, ok := c.breakerState(); ok && state == BreakerOpen {
+		c.stats.declinedWrites.Add(1) // an intent would take the key from every memory, for nothing
+		return fmt.Errorf("%w: the breaker is open", ErrUnavailable)
+	}
 	var err error
 	if w.name, err = c.encodeKey(w.key); err != nil {
 		return fmt.Errorf("%w: the key cannot be encoded: %w", ErrUnavailable, err)
@@ -273,15 +282,22 @@ func (c *Cache[K, V]) told(w *write[K, V], m mark, void bool) (ticket uint64) {
 	return c.replica.out.conclude(w.name, w.op, m, w.epoch, void)
 }
 
-// send calls the store. A call that panics, or ends its goroutine, has an
-// unknown outcome, as one that returns an error nobody can read.
-func (c *Cache[K, V]) send(op OpID, call func(OpID) (Version, error)) (v Version, err error) {
+// send calls the store if the breaker allows it. A call that panics, or ends its
+// goroutine, has an unknown outcome, as one that returns an error nobody can read.
+func (c *Cache[K, V]) send(ctx context.Context, w *write[K, V], call func(OpID) (Version, error)) (v Version, err error) {
+	done, err := c.mayWrite()
+	if err != nil {
+		return 0, err
+	}
+	w.sent = true
+	err = errGoexit // for the breaker, if the call ends this goroutine
+	defer func() { c.conclude(done, c.verdict(ctx, err)) }()
 	defer func() {
 		if r := recover(); r != nil {
 			err = c.caught(r)
 		}
 	}()
-	v, err = call(op)
+	v, err = call(w.op)
 	return v, c.readable(err)
 }
 
@@ -373,13 +389,19 @@ func (c *Cache[K, V]) doubt(w *write[K, V], cause error) error {
 
 // resolve asks the store until it is known how the write ended: found
 // committed, or not found by a question that was put after the time when it
-// could still have taken effect.
+// could still have taken effect. While the breaker allows nothing it asks no more
+// than once in each DoubtTimeout; never to ask could keep the key out of memory for
+// ever, and the breaker open, if only doubts are left to be asked about.
 func (c *Cache[K, V]) resolve(w *write[K, V], d *doubt) {
 	defer c.loads.leave()
-	deadline := after(c.now(), c.opts.DoubtTimeout)
+	last := c.now() // when it was asked
+	deadline := after(last, c.opts.DoubtTimeout)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		asked := c.now()
-		version, found, err := c.outcome(w.key, w.op)
+		version, found, err := c.outcome(w.key, w.op, asked >= after(last, c.opts.DoubtTimeout))
+		if !errors.Is(err, errLeftAlone) {
+			last = asked
+		}
 		switch {
 		case err == nil && found:
 			c.resolved(w, mark{version, w.absent}, d, true)
@@ -398,8 +420,9 @@ func (c *Cache[K, V]) resolve(w *write[K, V], d *doubt) {
 }
 
 // outcome asks the store about op, in a goroutine of its own: if the call ends
-// that, the question is still open.
-func (c *Cache[K, V]) outcome(key K, op OpID) (v Version, found bool, err error) {
+// that, the question is still open. If the breaker refuses, it asks only if it must, and
+// else returns errLeftAlone.
+func (c *Cache[K, V]) outcome(key K, op OpID, must bool) (v Version, found bool, err error) {
 	err = errGoexit
 	var asking sync.WaitGroup
 	asking.Go(func() {
@@ -410,7 +433,17 @@ func (c *Cache[K, V]) outcome(key K, op OpID) (v Version, found bool, err error)
 				err = c.caught(r)
 			}
 		}()
+		done, refused := c.allow()
+		if refused != nil {
+			if err = errLeftAlone; !must {
+				return
+			}
+			done = func(error) {}
+		}
+		err = errGoexit
+		defer func() { c.conclude(done, c.verdict(c.life, err)) }()
 		v, found, err = c.opts.Store.Outcome(ctx, key, op)
+		err = c.readable(err)
 	})
 	asking.Wait()
 	return v, found, err

@@ -12,6 +12,7 @@ require (
 	github.com/nats-io/nats.go v1.55.0
 	github.com/stretchr/testify v1.12.1
 	github.com/tidemark-go/tidemark v0.0.0
+	github.com/tidemark-go/tidemark/breaker v0.0.0
 	github.com/tidemark-go/tidemark/store/postgres v0.0.0
 	modernc.org/sqlite v1.62.0
 )
@@ -35,6 +36,7 @@ require (
 	github.com/nats-io/nuid v1.0.1 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
+	github.com/sony/gobreaker/v2 v2.4.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
@@ -47,5 +49,7 @@ require (
 )
 
 replace github.com/tidemark-go/tidemark => ..
+
+replace github.com/tidemark-go/tidemark/breaker => ../breaker
 
 replace github.com/tidemark-go/tidemark/store/postgres => ../store/postgres

@@ -95,9 +95,15 @@ type Settings struct {
 	LoadTimeout  time.Duration
 	MaxLoads     int
 	MaxStale     time.Duration
-	Level        string
-	LoaderClass  string
-	OnStale      string
+
+	// How long after its TTL an entry is served, and how long a read waits for a load
+	// before it is.
+
+	StaleWhileRevalidate, StaleIfError, SoftLoadTimeout time.Duration
+
+	Level       string
+	LoaderClass string
+	OnStale     string
 }
 
 // A Build says of which releases a replica is built; "" is not known.
@@ -289,6 +295,7 @@ func settingsOf[K comparable, V any](o tidemark.Options[K, V]) Settings {
 		Prober: o.Invalidator.Prober != nil, Beat: o.Invalidator.Beat, KeyType: keyTypeOf(o.KeyCodec),
 		Strict: o.Strict, DoubtTimeout: o.DoubtTimeout, TTL: o.TTL, LoadTimeout: o.LoadTimeout, MaxLoads: o.MaxLoads,
 		MaxStale: o.MaxStale, Level: o.Level.String(), LoaderClass: o.LoaderClass.String(), OnStale: o.OnStale.String(),
+		StaleWhileRevalidate: o.StaleWhileRevalidate, StaleIfError: o.StaleIfError, SoftLoadTimeout: o.SoftLoadTimeout,
 	}
 }
 

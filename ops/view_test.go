@@ -167,6 +167,12 @@ func TestReport(t *testing.T) {
 	points, _ := viewOf(t, tidemark.Options[point, int]{KeyCodec: pointCodec{}}, ops.Options[point, int]{Name: "c"})
 	assert.Equal(t, "codec", points.Report().Settings.KeyType)
 
+	late, _ := viewOf(t, tidemark.Options[string, int]{TTL: time.Minute, StaleWhileRevalidate: 1, StaleIfError: 2, SoftLoadTimeout: 3,
+		Loader: tidemark.LoaderFunc[string, int](func(context.Context, string) (int, tidemark.Version, error) { return 1, 1, nil })},
+		ops.Options[string, int]{Name: "c"})
+	of := late.Report().Settings
+	assert.Equal(t, []time.Duration{1, 2, 3}, []time.Duration{of.StaleWhileRevalidate, of.StaleIfError, of.SoftLoadTimeout})
+
 	plain, _ := view(t, ops.Options[string, string]{Name: "c"})
 	assert.Regexp(t, `^\S+:\d+$`, plain.Instance())
 	assert.Equal(t, "c", plain.Name())

@@ -578,6 +578,8 @@ func TestDoctor_Replicas(t *testing.T) {
 		"shadow":          {func(r *ops.Report) { r.Stats.Shadow = true }, "warning", "shadow mode"},
 		"stale":           {func(r *ops.Report) { r.Stats.AuditStale = 2 }, "error", "confirmed 2 mismatches"},
 		"ahead":           {func(r *ops.Report) { r.Stats.AuditAhead = 1 }, "error", "confirmed 1 mismatches"},
+		"breaker open":    {func(r *ops.Report) { r.Stats.Breaker = tidemark.BreakerOpen }, "warning", "breaker is open"},
+		"breaker probes":  {func(r *ops.Report) { r.Stats.Breaker = tidemark.BreakerHalfOpen }, "warning", "breaker is half-open"},
 		"in doubt":        {func(r *ops.Report) { r.Stats.InDoubt = 3 }, "warning", "3 writes are in doubt"},
 		"backlog":         {func(r *ops.Report) { r.Stats.Backlog = 4 }, "warning", "4 keys wait"},
 		"options":         {func(r *ops.Report) { r.Warnings = []string{"TTL is odd"} }, "warning", "TTL is odd"},

@@ -1,5 +1,5 @@
-// Package backoff is how often, and how soon, a store tries a transaction again that
-// the database refuses to serialize.
+// Package backoff is how soon what has failed is tried again: a transaction that the
+// database refuses to serialize, and a load.
 package backoff
 
 import (
@@ -24,4 +24,19 @@ func Pause(ctx context.Context, attempt int) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// Delay returns how long to wait after a failure that so many came before in a row. It
+// is first, doubled for each of those, but at most most, and less by up to half of that:
+// as much as chance, from 0 to 1, says. The durations must be positive.
+func Delay(first, most time.Duration, before int, chance float64) time.Duration {
+	d := min(first, most)
+	for ; before > 0 && d < most; before-- {
+		if d > most/2 {
+			d = most
+		} else {
+			d *= 2
+		}
+	}
+	return d - time.Duration(chance*float64(d/2))
 }

@@ -71,6 +71,18 @@ func states() (all []series) {
 	return all
 }
 
+// breakerStates has a series for each state of a breaker, of which one is 1.
+func breakerStates() (all []series) {
+	for state := tidemark.BreakerClosed; state <= tidemark.BreakerOpen; state++ {
+		is := yes(func(s *tidemark.Stats) bool { return s.Breaker == state })
+		all = append(all, series{state.String(), func(s *tidemark.Stats) (int64, bool) {
+			value, _ := is.of(s)
+			return value, s.Breaker != tidemark.NoBreaker
+		}})
+	}
+	return all
+}
+
 type stats = *tidemark.Stats
 
 // metrics is all that is exported, in the order of docs/operations.md.
@@ -95,23 +107,35 @@ var metrics = []description{
 			number("hit", func(s stats) uint64 { return s.Hits }), number("miss", func(s stats) uint64 { return s.Misses })}},
 	{"tidemark.reads_too_old", counter, "{read}", "Reads that failed with ErrStale because what memory had was too old for them. Callers saw an error.",
 		"", one(func(s stats) uint64 { return s.TooOld })},
+	{"tidemark.reads_stale", counter, "{read}", "Reads that were answered after the entry's TTL, with Entry.Stale set. revalidate: while a load replaced it; error: since the source did not answer.",
+		"reason", []series{
+			number("revalidate", func(s stats) uint64 { return s.StaleWhileRevalidate }), number("error", func(s stats) uint64 { return s.StaleIfError })}},
+	{"tidemark.soft_timeouts", counter, "{read}", "Reads that did not wait longer than SoftLoadTimeout for a load. Some are normal where the source is slow at times.",
+		"", one(func(s stats) uint64 { return s.SoftTimeouts })},
 
 	{"tidemark.loads", counter, "{load}", "Calls of the Loader; a bulk load counts once. This is the load on the source.",
 		"", one(func(s stats) uint64 { return s.Loads })},
-	{"tidemark.load_errors", counter, "{load}", "Loads that failed, by key; not those of keys that do not exist. Callers saw an error.",
+	{"tidemark.load_errors", counter, "{load}", "Loads that failed, by key; not those of keys that do not exist. Callers saw an error, or a stale entry.",
 		"", one(func(s stats) uint64 { return s.LoadErrors })},
 	{"tidemark.load_time", counter, seconds, "Time spent in calls of the Loader. Its rate divided by that of tidemark.loads is the mean latency of the source.",
 		"", []series{{"", func(s stats) (int64, bool) { return int64(s.LoadTime), true }}}},
 	{"tidemark.loads_running", sum, "{load}", "Calls of the Loader that run now. At MaxLoads further ones wait.",
 		"", one(func(s stats) int { return s.Loading })},
-	{"tidemark.loads_declined", counter, "{load}", "Loads that were not made, since there was no place among MaxLoads in time or the Breaker refused. Callers saw an error; the source was spared.",
+	{"tidemark.loads_declined", counter, "{load}", "Loads that were not made, since there was no place among MaxLoads in time or the Breaker refused. Callers saw an error, or a stale entry; the source was spared.",
 		"", one(func(s stats) uint64 { return s.Declined })},
 	{"tidemark.loads_joined", counter, "{read}", "Reads that waited for a load that was running already. Many of them are a stampede that the source did not see.",
 		"", one(func(s stats) uint64 { return s.Joined })},
-	{"tidemark.refreshes", counter, "{load}", "Loads started behind a hit, by RefreshAfter.",
+	{"tidemark.refreshes", counter, "{load}", "Loads started behind a hit, by RefreshAfter or StaleWhileRevalidate.",
 		"", one(func(s stats) uint64 { return s.Refreshes })},
 	{"tidemark.confirmations", counter, "{state}", "States that were suspect or too old, of which the source was asked for the version only.",
 		"", one(func(s stats) uint64 { return s.Confirmed })},
+	{"tidemark.breaker_state", gauge, "", "1 for the state that the Breaker is in, 0 for the others. open: the source is left alone; half-open: a few calls show whether it answers again. Missing if there is no Breaker, or it does not tell.",
+		"state", breakerStates()},
+	{"tidemark.breaker_opens", counter, "{time}", "Times when the Breaker was noticed to have opened. More than one in a trouble: the source answers, and fails again.",
+		"", one(func(s stats) uint64 { return s.BreakerOpens })},
+	{"tidemark.breaker_refused", counter, "{call}", "Calls that the Breaker refused. Loads count as declined, too; a write that it refused was not sent, and its caller saw an error.",
+		"call", []series{
+			number("load", func(s stats) uint64 { return s.DeclinedByBreaker }), number("write", func(s stats) uint64 { return s.DeclinedWrites })}},
 
 	{"tidemark.refused", counter, "{state}", "States that a load, a fill or a write brought and that were not stored, since their key had moved on or might have. These races were lost and noticed: stale values that nobody was served.",
 		"by", []series{

@@ -159,7 +159,7 @@ func TestMetrics_HaveTheNamesOfThePrometheusCollector(t *testing.T) {
 	defer provider.Shutdown(t.Context())
 	m, err := tidemarkotel.New(provider)
 	require.NoError(t, err)
-	require.NoError(t, m.Add(fake{}, "c"))
+	require.NoError(t, m.Add(fake{Breaker: tidemark.BreakerClosed}, "c"))
 	families, err := registry.Gather()
 	require.NoError(t, err)
 	var got []string

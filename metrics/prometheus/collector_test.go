@@ -216,6 +216,14 @@ func TestCollector_NoBoundIsNoNumber(t *testing.T) {
 	assert.Contains(t, text(t, collector(t, fake{Fresh: 250e6}, "c")), `tidemark_staleness_bound_seconds{cache="c"} 0.25`)
 }
 
+// Nor is a breaker shown as closed that does not tell its state, or is not there.
+func TestCollector_NoBreakerIsNoState(t *testing.T) {
+	assert.NotContains(t, text(t, collector(t, fake{}, "c")), "tidemark_breaker_state")
+	got := text(t, collector(t, fake{Breaker: tidemark.BreakerHalfOpen}, "c"))
+	assert.Contains(t, got, `tidemark_breaker_state{cache="c",state="half-open"} 1`)
+	assert.Contains(t, got, `tidemark_breaker_state{cache="c",state="closed"} 0`)
+}
+
 // Keys and values can be personal data, and have no bound: none gets into a
 // metric, and the number of series does not depend on them.
 func TestCollector_NoKeysAndNoValues(t *testing.T) {
@@ -260,7 +268,7 @@ func TestMetrics_AreInTheOperationsGuide(t *testing.T) {
 	guide, err := os.ReadFile("../../docs/operations.md")
 	require.NoError(t, err)
 	exported := map[string]bool{}
-	for line := range strings.Lines(text(t, collector(t, fake{}, "c"))) {
+	for line := range strings.Lines(text(t, collector(t, fake{Breaker: tidemark.BreakerClosed}, "c"))) {
 		if name, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			exported[strings.Fields(name)[0]] = true
 		}

@@ -55,6 +55,18 @@ func states() (all []series) {
 	return all
 }
 
+// breakerStates has a series for each state of a breaker, of which one is 1.
+func breakerStates() (all []series) {
+	for state := tidemark.BreakerClosed; state <= tidemark.BreakerOpen; state++ {
+		is := yes(func(s *tidemark.Stats) bool { return s.Breaker == state })
+		all = append(all, series{state.String(), func(s *tidemark.Stats) (float64, bool) {
+			value, _ := is.of(s)
+			return value, s.Breaker != tidemark.NoBreaker
+		}})
+	}
+	return all
+}
+
 type stats = *tidemark.Stats
 
 // metrics is all that is exported, in the order of docs/operations.md. The names are
@@ -81,23 +93,35 @@ var metrics = []metric{
 			number("hit", func(s stats) uint64 { return s.Hits }), number("miss", func(s stats) uint64 { return s.Misses })}},
 	{"tidemark_reads_too_old_total", counter, "Reads that failed with ErrStale because what memory had was too old for them. Callers saw an error.",
 		"", one(func(s stats) uint64 { return s.TooOld })},
+	{"tidemark_reads_stale_total", counter, "Reads that were answered after the entry's TTL, with Entry.Stale set. revalidate: while a load replaced it; error: since the source did not answer.",
+		"reason", []series{
+			number("revalidate", func(s stats) uint64 { return s.StaleWhileRevalidate }), number("error", func(s stats) uint64 { return s.StaleIfError })}},
+	{"tidemark_soft_timeouts_total", counter, "Reads that did not wait longer than SoftLoadTimeout for a load. Some are normal where the source is slow at times.",
+		"", one(func(s stats) uint64 { return s.SoftTimeouts })},
 
 	{"tidemark_loads_total", counter, "Calls of the Loader; a bulk load counts once. This is the load on the source.",
 		"", one(func(s stats) uint64 { return s.Loads })},
-	{"tidemark_load_errors_total", counter, "Loads that failed, by key; not those of keys that do not exist. Callers saw an error.",
+	{"tidemark_load_errors_total", counter, "Loads that failed, by key; not those of keys that do not exist. Callers saw an error, or a stale entry.",
 		"", one(func(s stats) uint64 { return s.LoadErrors })},
 	{"tidemark_load_time_seconds_total", counter, "Time spent in calls of the Loader. Its rate divided by that of tidemark_loads_total is the mean latency of the source.",
 		"", []series{{"", func(s stats) (float64, bool) { return s.LoadTime.Seconds(), true }}}},
 	{"tidemark_loads_running", gauge, "Calls of the Loader that run now. At MaxLoads further ones wait.",
 		"", one(func(s stats) int { return s.Loading })},
-	{"tidemark_loads_declined_total", counter, "Loads that were not made, since there was no place among MaxLoads in time or the Breaker refused. Callers saw an error; the source was spared.",
+	{"tidemark_loads_declined_total", counter, "Loads that were not made, since there was no place among MaxLoads in time or the Breaker refused. Callers saw an error, or a stale entry; the source was spared.",
 		"", one(func(s stats) uint64 { return s.Declined })},
 	{"tidemark_loads_joined_total", counter, "Reads that waited for a load that was running already. Many of them are a stampede that the source did not see.",
 		"", one(func(s stats) uint64 { return s.Joined })},
-	{"tidemark_refreshes_total", counter, "Loads started behind a hit, by RefreshAfter.",
+	{"tidemark_refreshes_total", counter, "Loads started behind a hit, by RefreshAfter or StaleWhileRevalidate.",
 		"", one(func(s stats) uint64 { return s.Refreshes })},
 	{"tidemark_confirmations_total", counter, "States that were suspect or too old, of which the source was asked for the version only.",
 		"", one(func(s stats) uint64 { return s.Confirmed })},
+	{"tidemark_breaker_state", gauge, "1 for the state that the Breaker is in, 0 for the others. open: the source is left alone; half-open: a few calls show whether it answers again. Missing if there is no Breaker, or it does not tell.",
+		"state", breakerStates()},
+	{"tidemark_breaker_opens_total", counter, "Times when the Breaker was noticed to have opened. More than one in a trouble: the source answers, and fails again.",
+		"", one(func(s stats) uint64 { return s.BreakerOpens })},
+	{"tidemark_breaker_refused_total", counter, "Calls that the Breaker refused. Loads count as declined, too; a write that it refused was not sent, and its caller saw an error.",
+		"call", []series{
+			number("load", func(s stats) uint64 { return s.DeclinedByBreaker }), number("write", func(s stats) uint64 { return s.DeclinedWrites })}},
 
 	{"tidemark_refused_total", counter, "States that a load, a fill or a write brought and that were not stored, since their key had moved on or might have. These races were lost and noticed: stale values that nobody was served.",
 		"by", []series{

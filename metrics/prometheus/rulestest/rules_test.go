@@ -107,7 +107,9 @@ func (s *scraper) scrape(t *testing.T, instance string) map[string]float64 {
 func exported(t *testing.T) []labels.Labels {
 	t.Helper()
 	var all []labels.Labels
-	for name := range newScraper(t).scrape(t, "one") {
+	s := newScraper(t)
+	s.now.Breaker = tidemark.BreakerClosed
+	for name := range s.scrape(t, "one") {
 		m, err := parser.NewParser(parser.Options{}).ParseMetric(name)
 		require.NoError(t, err)
 		all = append(all, m)
@@ -198,6 +200,8 @@ func well(_, _ int, s *tidemark.Stats) {
 	s.Evictions += 300
 	s.LogSeq += 880
 	s.AuditChecked += 100
+	s.StaleWhileRevalidate += 20
+	s.Breaker = tidemark.BreakerClosed
 	s.Entries, s.Cost, s.MaxCost = 5000, 5000, 10000
 	s.State, s.Fresh, s.Peers, s.SourceEpoch = tidemark.Fresh, 200*time.Millisecond, 1, 1
 }
@@ -242,6 +246,8 @@ var trouble = map[string]func(s *tidemark.Stats){
 	"TidemarkReadsTooOld":                func(s *tidemark.Stats) { s.TooOld += 3 },
 	"TidemarkLoadsFail":                  func(s *tidemark.Stats) { s.LoadErrors += 70 },
 	"TidemarkLoadsDeclined":              func(s *tidemark.Stats) { s.Declined++ },
+	"TidemarkBreakerOpen":                func(s *tidemark.Stats) { s.Breaker = tidemark.BreakerOpen },
+	"TidemarkServesStale":                func(s *tidemark.Stats) { s.StaleIfError++ },
 	"TidemarkWritesInDoubt":              func(s *tidemark.Stats) { s.InDoubt = 1 },
 	"TidemarkBacklog":                    func(s *tidemark.Stats) { s.Backlog = 1 },
 	"TidemarkMessagesLost":               func(s *tidemark.Stats) { s.Gaps++ },

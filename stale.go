@@ -1,0 +1,122 @@
+package tidemark
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/tidemark-go/tidemark/internal/backoff"
+	"github.com/tidemark-go/tidemark/internal/replica"
+)
+
+// An entry is overdue from the end of its TTL until nobody is served it any more. It is
+// in the table as before, so that all that keeps old states from being served keeps
+// overdue ones as well: it goes when its key is known to have changed, it counts only
+// in its era, and no level that makes a promise of time looks at it. What lets it be
+// served are two options, which are those of RFC 5861: StaleWhileRevalidate, at once
+// and with a load in the background, and StaleIfError, when a load has not brought
+// anything. Absences have no such time: that a key does not exist is believed for
+// NegativeTTL, and no longer.
+
+// While loads of a key fail, the next one behind a hit is not begun for a pause that
+// doubles each time.
+const (
+	firstPause = 100 * time.Millisecond
+	mostPause  = 10 * time.Second // or RefreshAfter
+)
+
+// overdue reports whether an entry may be served at level l though its TTL may be over,
+// if it was not by more than so much. The era and the mark must have been read before
+// the entry, and now after it.
+func (c *Cache[K, V]) overdue(l Level, era uint64, e *facts, fresh replica.Mark, now replica.Moment, grace time.Duration) bool {
+	return grace > 0 && l.lenient() && e.era == era && !e.absent &&
+		(e.expiresAt == 0 || now.Mono < after(e.expiresAt, grace)) && c.admits(l, false, e, fresh, now)
+}
+
+// meanwhile answers a read with an overdue entry that may be served at once: while a
+// load in the background replaces it, or, if the read would wait for a load, as long as
+// the source, which has just failed for this key, is to be left alone. It counts as a hit.
+func (c *Cache[K, V]) meanwhile(key K, hash uint64, l Level, waits bool) (Entry[V], bool) {
+	if c.opts.grace() == 0 {
+		return Entry[V]{}, false
+	}
+	era, fresh := c.era.Load(), c.freshness()
+	var n node[K, V]
+	p, ok := c.shard(hash).look(hash, key, &n.E.value, &n.E.facts)
+	now := c.moments()
+	if !ok || !n.E.expired(now.Mono) {
+		return Entry[V]{}, false
+	}
+	pausing := waits && p.Head.failed() && now.Mono < p.Head.refreshAt.Load() && p.Valid()
+	switch {
+	case c.overdue(l, era, &n.E.facts, fresh, now, c.opts.StaleWhileRevalidate):
+		c.stats.whileRevalidate.Add(1)
+		c.refresh(p, key, hash)
+	case pausing && c.overdue(l, era, &n.E.facts, fresh, now, c.opts.StaleIfError):
+		c.stats.ifError.Add(1)
+	default:
+		return Entry[V]{}, false
+	}
+	c.stats.hits.add()
+	return c.lend(p, &n.E, hash, fresh, now), true
+}
+
+// instead answers a read whose load has failed, or takes too long, with what memory has
+// now, which may be overdue. That what memory had when the read began may no longer be
+// served is not missed: it is looked up anew.
+func (c *Cache[K, V]) instead(w *waiter[K, V]) (Entry[V], bool) {
+	if c.opts.StaleIfError == 0 {
+		return Entry[V]{}, false
+	}
+	era, fresh := c.era.Load(), c.freshness()
+	var n node[K, V]
+	p, ok := c.shard(w.hash).look(w.hash, w.key, &n.E.value, &n.E.facts)
+	now := c.moments()
+	if !ok || !c.overdue(w.level, era, &n.E.facts, fresh, now, c.opts.StaleIfError) {
+		return Entry[V]{}, false
+	}
+	e := c.lend(p, &n.E, w.hash, fresh, now)
+	if e.Stale {
+		c.stats.ifError.Add(1)
+	}
+	return e, true
+}
+
+// lend returns an entry that was copied from p to a reader, and tells the policy.
+func (c *Cache[K, V]) lend(p place, e *entry[V], hash uint64, fresh replica.Mark, now replica.Moment) Entry[V] {
+	p.Head.use()
+	if c.policy.samples(hash) {
+		c.shard(hash).touch(p.Head, hash)
+	}
+	lent := e.public(fresh, now)
+	lent.Stale = e.expired(now.Mono)
+	return lent
+}
+
+// patience returns for how much longer w is to wait for f before it takes what memory
+// has, counted from when the one began or the other, whichever was first; negative
+// means that it waits until f has ended.
+func (c *Cache[K, V]) patience(f *flight[K, V], w *waiter[K, V]) time.Duration {
+	if c.opts.SoftLoadTimeout == 0 {
+		return -1
+	}
+	began := min(f.off.Mono, w.at.Mono)
+	return max(time.Duration(after(began, c.opts.SoftLoadTimeout)-c.now()), 0)
+}
+
+// pauseLocked puts off the next load behind a hit on the key's entry, if it has one,
+// after one that has failed. Each failure in a row doubles the pause; chance, which
+// the salt makes another one in each process, keeps keys and replicas that have failed
+// together from trying again together.
+func (s *shard[K, V]) pauseLocked(key K, hash, salt uint64, now int64, most time.Duration) {
+	p, ok := s.table.Find(hash, key)
+	if !ok {
+		return
+	}
+	kind := p.Head.kind.Load()
+	failures := int(kind & kindFailures / kindFailure)
+	if failures < maxFailures {
+		p.Head.kind.Store(kind + kindFailure)
+	}
+	chance := rand.New(rand.NewPCG(salt, hash+uint64(failures))).Float64()
+	p.Head.refreshAt.Store(after(now, backoff.Delay(firstPause, most, failures, chance)))
+}
