@@ -4,6 +4,7 @@ go 1.26.0
 
 replace (
 	github.com/tidemark-go/tidemark => ../..
+	github.com/tidemark-go/tidemark/breaker => ../../breaker
 	github.com/tidemark-go/tidemark/store/postgres => ../../store/postgres
 )
 
@@ -17,6 +18,7 @@ require (
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/stretchr/testify v1.12.1
 	github.com/tidemark-go/tidemark v0.0.0
+	github.com/tidemark-go/tidemark/breaker v0.0.0
 	github.com/tidemark-go/tidemark/store/postgres v0.0.0
 	golang.org/x/term v0.48.0
 	modernc.org/sqlite v1.62.0
@@ -38,6 +40,7 @@ require (
 	github.com/nats-io/nuid v1.0.1 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
+	github.com/sony/gobreaker/v2 v2.4.0 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/crypto v0.58.0 // indirect

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/breaker"
 	"github.com/tidemark-go/tidemark/internal/wire"
 )
 
@@ -49,7 +50,11 @@ func openTidemark(env *environment, o tidemark.Options[int, Account]) (replica, 
 	if err != nil {
 		return nil, err
 	}
-	cache, err := tidemark.New(tidemarkOptions(env.config, store, o))
+	o, err = tidemarkOptions(env.config, store, o)
+	if err != nil {
+		return nil, err
+	}
+	cache, err := tidemark.New(o)
 	if err != nil {
 		return nil, err
 	}
@@ -62,10 +67,18 @@ func openTidemark(env *environment, o tidemark.Options[int, Account]) (replica, 
 }
 
 // tidemarkOptions returns the options of a replica: those in o, in which the contenders
-// called tidemark differ, and what they have in common.
-func tidemarkOptions(c Config, store *recordingStore, o tidemark.Options[int, Account]) tidemark.Options[int, Account] {
+// called tidemark differ, and what they have in common. Where the database goes away
+// they fail open, with the TTL of the contender that is called so.
+func tidemarkOptions(c Config, store *recordingStore, o tidemark.Options[int, Account]) (tidemark.Options[int, Account], error) {
 	o.MaxCost, o.Store = int64(c.Capacity), store
-	return o
+	if c.DatabaseOutage == 0 {
+		return o, nil
+	}
+	// So short an outage must be noticed and be found over within a part of it.
+	b, err := breaker.New(breaker.Options{Window: c.DatabaseOutage / 4, OpenFor: c.DatabaseOutage / 8})
+	o.TTL, o.StaleIfError = c.TTL, c.Duration+c.DatabaseOutage
+	o.LoadTimeout, o.SoftLoadTimeout, o.Breaker = connectTimeout, connectTimeout/20, b
+	return o, err
 }
 
 func (tidemarkContender) openAnnouncer(nc *nats.Conn) (announcer, error) {
@@ -100,7 +113,7 @@ func (r *tidemarkReplica) read(ctx context.Context, account int) (answer, error)
 		return answer{account: a, hit: true}, nil
 	}
 	e, err := r.cache.Load(ctx, account)
-	return answer{account: e.Value}, err
+	return answer{account: e.Value, flagged: e.Stale}, err
 }
 
 func (r *tidemarkReplica) deposit(ctx context.Context, account int, op uint64, cents int64) error {
