@@ -60,6 +60,8 @@ type Cache[K comparable, V any] struct {
 
 	logLimit *logLimit
 
+	distrusted atomic.Uint64 // entries of earlier eras are not lent, see trusted
+
 	sweepAll atomic.Bool // entries of an old generation wait to be swept
 
 	// life ends when Close does. Every goroutine and call of this cache's own

@@ -77,7 +77,7 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	x.Cause, x.Policy = e.cause.String(), p.Head.state().String()
 	x.Thrown = generation(e.era) != generation(at.era)
 	x.Suspect = !x.Thrown && e.era != at.era&^eraSwitchedOff
-	x.Overdue = e.expired(at.now()) && c.overdue(Any, at.era, &e.facts, fresh, c.moments(), c.opts.grace())
+	x.Overdue = e.era == at.era && e.expired(at.now()) && c.overdue(Any, &e.facts, fresh, c.moments(), c.opts.grace())
 	if e.expiresAt != 0 {
 		x.Expires = time.Duration(e.expiresAt - at.now())
 	}

@@ -105,6 +105,13 @@ type Options[K comparable, V any] struct {
 	// always fail closed: no promise depends on this field, MaxStale's included. It
 	// counts for the same reads as StaleWhileRevalidate, but for GetEntry, which
 	// waits for no load, and with the same exceptions.
+	//
+	// It counts within the TTL as well, for an entry that is suspect, which the source
+	// would have to confirm, because a message may be missing or this replica is cut
+	// off: if the source does not answer, that too is served, with Stale set. It is not
+	// below what this replica has been told, and its Age is then that of its load.
+	// Never served are what InvalidateAll or another SourceEpoch has thrown away, and
+	// while SetBypass is on, and after it, what memory had by then.
 	StaleIfError time.Duration
 
 	// Loader reads a key from the source. Nil means that Store is the loader.

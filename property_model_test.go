@@ -375,6 +375,10 @@ type view struct {
 	// a version move it.
 	since map[string]int64
 
+	// thrown is the same for what is served flagged while the source does not
+	// answer: suspicion does not move it.
+	thrown map[string]int64
+
 	// put is when a version was last stored by Put.
 	put map[string]map[Version]int64
 
@@ -415,7 +419,7 @@ type filling struct {
 
 func newView(name string, c *Cache[string, int]) *view {
 	return &view{
-		name: name, cache: c, seen: map[string]mark{}, since: map[string]int64{}, moves: map[string]int{},
+		name: name, cache: c, seen: map[string]mark{}, since: map[string]int64{}, thrown: map[string]int64{}, moves: map[string]int{},
 		put: map[string]map[Version]int64{}, heard: map[uint64]uint64{},
 	}
 }
@@ -430,6 +434,12 @@ func (v *view) see(key string, m mark) {
 
 // forget says that what was proven of key before now no longer counts.
 func (v *view) forget(key string, now int64) {
+	v.doubt(key, now)
+	v.thrown[key] = v.since[key]
+}
+
+// doubt says that it must be confirmed.
+func (v *view) doubt(key string, now int64) {
 	v.since[key] = max(v.since[key], now)
 	v.moves[key]++
 	v.blind = true
@@ -517,12 +527,12 @@ func (w *world) deliver(i int, p packet) {
 	var m wire.Message
 	if err := wire.Decode(p.body, &m); err != nil || m.CacheID != r.out.id {
 		if err != nil {
-			w.forgetAll(v) // I13
+			w.doubtAll(v) // I13
 		}
 		return
 	}
 	if m.Seq > v.heard[m.Origin]+1 {
-		w.forgetAll(v) // I13
+		w.doubtAll(v) // I13
 	}
 	v.heard[m.Origin] = max(v.heard[m.Origin], m.Seq)
 	switch own := m.Origin == r.out.origin; {
@@ -530,7 +540,7 @@ func (w *world) deliver(i int, p packet) {
 		v.hello = w.now()
 		if v.deaf && p.sent >= v.sent {
 			v.deaf = false
-			w.forgetAll(v) // what it had while it was deaf
+			w.doubtAll(v) // what it had while it was deaf
 		}
 	case own:
 	case m.Kind == wire.KindInvalidateAll:
@@ -543,6 +553,12 @@ func (w *world) deliver(i int, p packet) {
 				v.see(string(e.Key), mark{Version(e.Version), e.Deleted})
 			}
 		}
+	}
+}
+
+func (w *world) doubtAll(v *view) {
+	for _, k := range w.keys {
+		v.doubt(k, w.now())
 	}
 }
 

@@ -88,21 +88,21 @@ func (w *world) sleep(t *rapid.T) {
 func (w *world) suspect(t *rapid.T) {
 	v := w.drawView(t)
 	v.cache.suspect("test")
-	w.forgetAll(v)
+	w.doubtAll(v)
 }
 
 func (w *world) cutOff(t *rapid.T) {
 	v := w.drawView(t)
 	v.cache.cutOff()
 	v.deaf = true
-	w.forgetAll(v)
+	w.doubtAll(v)
 }
 
 func (w *world) rejoin(t *rapid.T) {
 	v := w.drawView(t)
 	v.cache.rejoin()
 	v.deaf = false
-	w.forgetAll(v)
+	w.doubtAll(v)
 }
 
 // A reading is a read that has begun, and what the model knew then.
@@ -112,6 +112,7 @@ type reading struct {
 	level   Level
 	need    mark  // nothing below it may be returned
 	since   int64 // nothing proven before it may be returned
+	thrown  int64 // nor flagged
 	began   int64
 	current fact // of the source
 	moves   int
@@ -121,7 +122,7 @@ type reading struct {
 
 func (w *world) reading(v *view, key string, level Level) reading {
 	r := reading{
-		view: v, key: key, level: level, need: v.seen[key], since: v.since[key],
+		view: v, key: key, level: level, need: v.seen[key], since: v.since[key], thrown: v.thrown[key],
 		began: w.now(), current: w.ledger.current(key), moves: v.moves[key], alone: len(w.running)+w.stopped() == 0,
 	}
 	switch {
@@ -144,10 +145,14 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 	if e.Age < 0 {
 		proven = v.put[r.key][e.Version]
 	}
+	since := r.since
+	if e.Stale {
+		since = r.thrown
+	}
 	switch {
-	case r.since > 0 && proven < r.since:
+	case since > 0 && proven < since:
 		return fmt.Errorf("I3: %s: %s@%d counts from %v, all before %v is void", v.name, r.key, e.Version,
-			time.Duration(proven), time.Duration(r.since))
+			time.Duration(proven), time.Duration(since))
 	case r.level.kind == levelAtLeast && e.Version != 0 && e.Version < r.level.version:
 		return fmt.Errorf("I5: %s: %s@%d, want at least %d", v.name, r.key, e.Version, r.level.version)
 	}
@@ -155,7 +160,7 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 		v.moves[r.key]++ // across InvalidateAll a load counts as a change without a version
 	}
 	if e.Stale {
-		if err := w.mayLend(r, e); err != nil {
+		if err := w.mayLend(r, e, v.deaf || proven <= v.since[r.key]); err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
 	}
@@ -167,13 +172,13 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 	return nil
 }
 
-// mayLend checks an entry that a read was served after its TTL.
-func (w *world) mayLend(r reading, e Entry[int]) error {
+// mayLend checks an entry that a read was served after its TTL, or while it was suspect.
+func (w *world) mayLend(r reading, e Entry[int], suspect bool) error {
 	age, ttl := w.life(r.view, r.key, e)
 	switch o := &w.opts; {
 	case !r.level.lenient() || e.Absent:
 		return fmt.Errorf("S67: at %v stale %+v is served", r.level, e)
-	case e.Age >= 0 && (age+w.lag < ttl || !r.many && age >= ttl+max(o.StaleWhileRevalidate, o.StaleIfError)):
+	case e.Age >= 0 && (age+w.lag < ttl && !suspect || !r.many && age >= ttl+max(o.StaleWhileRevalidate, o.StaleIfError)):
 		return fmt.Errorf("S67: %s@%d is served stale at %v, its TTL is %v", r.key, e.Version, age, ttl)
 	case o.MaxStale > 0 && !within(o.MaxStale, e.Age) && !r.many:
 		return fmt.Errorf("S67: %s@%d is served stale at %v, MaxStale is %v", r.key, e.Version, e.Age, o.MaxStale)
@@ -669,5 +674,5 @@ func (w *world) lost(t *rapid.T) {
 	v.deaf, v.sent = true, w.network.sent
 	w.network.mu.Unlock()
 	w.network.links[i].lost("test")
-	w.forgetAll(v)
+	w.doubtAll(v)
 }

@@ -204,6 +204,9 @@ func (c *Cache[K, V]) SetBypass(on bool) {
 		if (era&eraBypass != 0) == on {
 			return
 		}
+		if !on {
+			c.distrusted.Store(next &^ eraUnserved) // before it is the era; eras rise
+		}
 		changed = c.era.CompareAndSwap(era, next)
 	}
 	c.holdLagging()

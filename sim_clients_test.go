@@ -535,7 +535,7 @@ func (c *simCall) invalidateAll() {
 	for _, key := range c.keys {
 		marks[key] = c.w.Source.Current(key).Mark()
 	}
-	c.w.Check.Suspect(c.s.proc.ID, "")
+	c.w.Check.Thrown(c.s.proc.ID)
 	c.run("invalidate all", func(ctx context.Context) func() {
 		err := c.c.InvalidateAll(ctx)
 		return func() {

@@ -914,5 +914,5 @@ func simClass(err error) string {
 }
 
 func simAnswer(e Entry[int]) sim.Answer {
-	return sim.Answer{Version: uint64(e.Version), Absent: e.Absent, Value: e.Value, Age: e.Age}
+	return sim.Answer{Version: uint64(e.Version), Absent: e.Absent, Value: e.Value, Age: e.Age, Stale: e.Stale}
 }

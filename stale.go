@@ -10,12 +10,16 @@ import (
 
 // An entry is overdue from the end of its TTL until nobody is served it any more. It is
 // in the table as before, so that all that keeps old states from being served keeps
-// overdue ones as well: it goes when its key is known to have changed, it counts only
-// in its era, and no level that makes a promise of time looks at it. What lets it be
-// served are two options, which are those of RFC 5861: StaleWhileRevalidate, at once
-// and with a load in the background, and StaleIfError, when a load has not brought
-// anything. Absences have no such time: that a key does not exist is believed for
-// NegativeTTL, and no longer.
+// overdue ones as well: it goes when its key is known to have changed, and no level that
+// makes a promise of time looks at it. What lets it be served are two options, which are
+// those of RFC 5861: StaleWhileRevalidate, at once and with a load in the background,
+// and StaleIfError, when a load has not brought anything. Absences have no such time:
+// that a key does not exist is believed for NegativeTTL, and no longer.
+//
+// A suspect entry, of which a message may be missing, is for the source to confirm. If
+// the source does not answer, StaleIfError lends it as well: it is not below what this
+// replica has been told of its key. What it is not lent is what was told to have changed,
+// which is of another generation or gone, and what people have said not to trust.
 
 // While loads of a key fail, the next one behind a hit is not begun for a pause that
 // doubles each time.
@@ -25,12 +29,34 @@ const (
 )
 
 // overdue reports whether an entry may be served at level l though its TTL may be over,
-// if it was not by more than so much. The era and the mark must have been read before
-// the entry, and now after it.
-func (c *Cache[K, V]) overdue(l Level, era uint64, e *facts, fresh replica.Mark, now replica.Moment, grace time.Duration) bool {
-	return grace > 0 && l.lenient() && e.era == era && !e.absent &&
+// if it was not by more than so much. The mark must have been read before the entry, and
+// now after it.
+func (c *Cache[K, V]) overdue(l Level, e *facts, fresh replica.Mark, now replica.Moment, grace time.Duration) bool {
+	return grace > 0 && l.lenient() && !e.absent &&
 		(e.expiresAt == 0 || now.Mono < after(e.expiresAt, grace)) && c.admits(l, false, e, fresh, now)
 }
+
+// trusted says how far an entry is to be believed while the source does not answer, in
+// an era that was read before it, and by which mark its age counts. No mark vouches for a
+// suspect one: what this replica has missed was not there to be applied.
+func (c *Cache[K, V]) trusted(era uint64, e *facts, fresh replica.Mark) (replica.Mark, trust) {
+	switch {
+	case e.era == era:
+		return fresh, trustEra
+	case generation(e.era) == generation(era) && era&eraSwitchedOff == 0 && e.era >= c.distrusted.Load():
+		return replica.Unvouched, trustSuspect
+	default:
+		return replica.Unvouched, trustNone
+	}
+}
+
+type trust uint8
+
+const (
+	trustNone trust = iota
+	trustSuspect
+	trustEra
+)
 
 // meanwhile answers a read with an overdue entry that may be served at once: while a
 // load in the background replaces it, or, if the read would wait for a load, as long as
@@ -43,21 +69,22 @@ func (c *Cache[K, V]) meanwhile(key K, hash uint64, l Level, waits bool) (Entry[
 	var n node[K, V]
 	p, ok := c.shard(hash).look(hash, key, &n.E.value, &n.E.facts)
 	now := c.moments()
-	if !ok || !n.E.expired(now.Mono) {
+	fresh, trust := c.trusted(era, &n.E.facts, fresh)
+	if !ok || trust == trustNone || trust == trustEra && !n.E.expired(now.Mono) {
 		return Entry[V]{}, false
 	}
 	pausing := waits && p.Head.failed() && now.Mono < p.Head.refreshAt.Load() && p.Valid()
 	switch {
-	case c.overdue(l, era, &n.E.facts, fresh, now, c.opts.StaleWhileRevalidate):
+	case trust == trustEra && c.overdue(l, &n.E.facts, fresh, now, c.opts.StaleWhileRevalidate):
 		c.stats.whileRevalidate.Add(1)
 		c.refresh(p, key, hash)
-	case pausing && c.overdue(l, era, &n.E.facts, fresh, now, c.opts.StaleIfError):
+	case pausing && c.overdue(l, &n.E.facts, fresh, now, c.opts.StaleIfError):
 		c.stats.ifError.Add(1)
 	default:
 		return Entry[V]{}, false
 	}
 	c.stats.hits.add()
-	return c.lend(p, &n.E, hash, fresh, now), true
+	return c.lend(p, &n.E, hash, trust, fresh, now), true
 }
 
 // instead answers a read whose load has failed, or takes too long, with what memory has
@@ -71,10 +98,11 @@ func (c *Cache[K, V]) instead(w *waiter[K, V]) (Entry[V], bool) {
 	var n node[K, V]
 	p, ok := c.shard(w.hash).look(w.hash, w.key, &n.E.value, &n.E.facts)
 	now := c.moments()
-	if !ok || !c.overdue(w.level, era, &n.E.facts, fresh, now, c.opts.StaleIfError) {
+	fresh, trust := c.trusted(era, &n.E.facts, fresh)
+	if !ok || trust == trustNone || !c.overdue(w.level, &n.E.facts, fresh, now, c.opts.StaleIfError) {
 		return Entry[V]{}, false
 	}
-	e := c.lend(p, &n.E, w.hash, fresh, now)
+	e := c.lend(p, &n.E, w.hash, trust, fresh, now)
 	if e.Stale {
 		c.stats.ifError.Add(1)
 	}
@@ -82,13 +110,13 @@ func (c *Cache[K, V]) instead(w *waiter[K, V]) (Entry[V], bool) {
 }
 
 // lend returns an entry that was copied from p to a reader, and tells the policy.
-func (c *Cache[K, V]) lend(p place, e *entry[V], hash uint64, fresh replica.Mark, now replica.Moment) Entry[V] {
+func (c *Cache[K, V]) lend(p place, e *entry[V], hash uint64, trust trust, fresh replica.Mark, now replica.Moment) Entry[V] {
 	p.Head.use()
 	if c.policy.samples(hash) {
 		c.shard(hash).touch(p.Head, hash)
 	}
 	lent := e.public(fresh, now)
-	lent.Stale = e.expired(now.Mono)
+	lent.Stale = trust == trustSuspect || e.expired(now.Mono)
 	return lent
 }
 

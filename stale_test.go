@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -260,8 +259,6 @@ func TestStale_NeverBelowTheTideMark(t *testing.T) {
 		"a newer version":    func(t *testing.T, c cache, _ *source) { require.NoError(t, c.Invalidate(t.Context(), "k", 2)) },
 		"an unknown version": func(t *testing.T, c cache, _ *source) { require.NoError(t, c.Invalidate(t.Context(), "k", 0)) },
 		"everything changed": func(t *testing.T, c cache, _ *source) { require.NoError(t, c.InvalidateAll(t.Context())) },
-		"a suspicion":        func(_ *testing.T, c cache, _ *source) { c.suspect("test") },
-		"a cut":              func(_ *testing.T, c cache, _ *source) { c.cutOff() },
 		"the bypass":         func(_ *testing.T, c cache, _ *source) { c.SetBypass(true) },
 		"the bypass, undone": func(_ *testing.T, c cache, _ *source) { c.SetBypass(true); c.SetBypass(false) },
 		"another epoch":      func(t *testing.T, c cache, _ *source) { require.NoError(t, c.SetSourceEpoch(t.Context(), 1)) },
@@ -937,8 +934,91 @@ func TestStale_CountsAsUsed(t *testing.T) {
 	})
 }
 
-// Eras: an entry of before is not lent though nothing is known of its key, and one that
-// was confirmed since is.
+// What is suspect is for the source to confirm. If that does not answer it is lent,
+// flagged, with the age of its load: for reads that wait for a load, and for nobody else.
+func TestStaleIfError_WhatIsSuspect(t *testing.T) {
+	for name, doubt := range map[string]func(*Cache[string, int]){
+		"missing messages": func(c *Cache[string, int]) { c.suspect("test") },
+		"cut off":          func(c *Cache[string, int]) { c.cutOff() },
+		"heard again":      func(c *Cache[string, int]) { c.cutOff(); c.rejoin() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				c := newCache(t, Options[string, int]{Store: s, TTL: staleTTL, TTLJitter: -1, StaleIfError: staleGrace,
+					StaleWhileRevalidate: staleGrace, MaxStale: time.Minute})
+				s.set("k", 10)
+				hold(t, c, "k")
+				time.Sleep(time.Second)
+				doubt(c)
+				s.down()
+				for how, read := range staleReaders {
+					e, err := read(c, t.Context())
+					require.NoError(t, err, how)
+					assert.Equal(t, Entry[int]{Value: 10, Version: 1, Age: time.Second, Stale: true}, e, how)
+				}
+				assert.EqualValues(t, len(staleReaders)+1, c.Stats().StaleIfError, "a key that LoadMany is given twice counts so")
+				_, ok := c.Get("k")
+				assert.False(t, ok, "Get cannot say it")
+				_, ok = c.GetEntry("k")
+				assert.False(t, ok, "GetEntry waits for no load")
+				for _, level := range []Level{Linearizable, Within(time.Hour), AtLeast(2)} {
+					_, err := c.Read(t.Context(), "k", level)
+					require.ErrorIs(t, err, errDown, level)
+				}
+				time.Sleep(time.Minute - time.Second)
+				assert.True(t, load(t, c, "k").Stale)
+				time.Sleep(1)
+				_, err := c.Load(t.Context(), "k")
+				require.ErrorIs(t, err, errDown, "MaxStale")
+				s.up()
+				time.Sleep(mostPause)
+				e := load(t, c, "k")
+				assert.Equal(t, Entry[int]{Value: 10, Version: 1}, e, "confirmed")
+			})
+		})
+	}
+}
+
+// What was told while it is suspect binds it as ever, and it counts as suspect until the
+// source has said so.
+func TestStaleIfError_WhatIsSuspectIsNotBelowTheTideMark(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := overdueCache(t, s, Options[string, int]{StaleIfError: staleGrace})
+		c.suspect("test")
+		s.set("k", 20)
+		require.NoError(t, c.Invalidate(t.Context(), "k", 2))
+		s.down()
+		_, err := c.Load(t.Context(), "k")
+		require.ErrorIs(t, err, errDown)
+		s.up()
+		assert.Equal(t, Version(2), load(t, c, "k").Version)
+		require.NoError(t, c.InvalidateAll(t.Context()))
+		c.suspect("test")
+		s.down()
+		_, err = c.Load(t.Context(), "k")
+		require.ErrorIs(t, err, errDown, "thrown away before")
+	})
+}
+
+// No mark vouches for what is suspect: the log goes on, and the entry's age with it.
+func TestStaleIfError_TheLogDoesNotVouchForWhatIsSuspect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		c := overdueCache(t, s, Options[string, int]{StaleIfError: time.Hour, Invalidator: log.invalidator()})
+		c.suspect("test")
+		s.down()
+		time.Sleep(10 * time.Minute)
+		assert.True(t, within(2*testBeat, c.Stats().Fresh), "the replica is fresh")
+		e := load(t, c, "k")
+		assert.True(t, e.Stale)
+		assert.GreaterOrEqual(t, e.Age, 10*time.Minute)
+		s.up()
+	})
+}
+
+// An entry that was confirmed since is of the era that counts.
 func TestStale_AfterASuspicion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
@@ -948,13 +1028,18 @@ func TestStale_AfterASuspicion(t *testing.T) {
 		time.Sleep(staleTTL)
 		s.down()
 		assert.True(t, load(t, c, "k").Stale)
-		kinds := slices.Collect(func(yield func(bool) bool) {
-			for _, e := range c.All() {
-				if !yield(e.Stale) {
-					return
-				}
-			}
-		})
-		assert.Empty(t, kinds, "All leaves it out")
+		for range c.All() {
+			t.Error("All leaves it out")
+		}
+		c.SetBypass(true)
+		c.SetBypass(false)
+		_, err := c.Load(t.Context(), "k")
+		require.ErrorIs(t, err, errDown)
+		s.up()
+		time.Sleep(mostPause)
+		load(t, c, "k")
+		c.suspect("test")
+		s.down()
+		assert.True(t, load(t, c, "k").Stale, "what came after the bypass is lent")
 	})
 }

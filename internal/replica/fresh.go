@@ -32,6 +32,10 @@ func At(m Moment) Mark { return Mark{Mono: m.Mono, lead: m.Lead} }
 // NoMark proves nothing, and does not look at the wall clock.
 var NoMark = Mark{Mono: Never, lead: math.MaxInt64 / 2}
 
+// Unvouched vouches for no state. The age that it gives one counts on both clocks, and
+// all by which the wall clock has got ahead since their origin.
+var Unvouched = Mark{Mono: Never, since: math.MaxInt64}
+
 // Age returns how old a state is at most that was proven to be current at
 // proven, or that the mark vouches for, whichever is later; negative if nothing
 // is known. The larger of the two clocks' answers counts.

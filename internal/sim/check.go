@@ -59,6 +59,7 @@ type trust struct {
 	connected bool  // its own hello has come back since it last could not know
 	cut       int64 // when it last could not know
 	since     int64 // what is in memory must have been loaded after this
+	thrown    int64 // and after this, even if it is served flagged
 	heard     int64 // when its own hello last came back
 	origins   map[int]uint64
 }
@@ -151,6 +152,12 @@ func (c *Checker) Suspect(proc int, key string) {
 	c.since[place{proc, key}] = c.w.Now()
 }
 
+// Thrown notes that all that a process has in memory was told to have changed.
+func (c *Checker) Thrown(proc int) {
+	c.Suspect(proc, "")
+	c.trust(proc).thrown = c.w.Now()
+}
+
 func (c *Checker) greeted(proc, by int) { c.greets[[2]int{proc, by}] = true }
 
 // Greeted reports whether proc has read a hello of the other, where it trusts to
@@ -178,6 +185,7 @@ type Read struct {
 
 	floor  floor
 	since  int64  // what it returns must not have been replaced before that
+	thrown int64  // the same if it is flagged
 	silent string // why nothing may be served from memory
 }
 
@@ -186,7 +194,7 @@ func (c *Checker) Begin(r Read) *Read {
 	at := place{r.Proc, r.Key}
 	r.Begin, r.floor = c.w.Now(), c.floors[at]
 	t := c.trust(r.Proc)
-	r.since = max(t.since, c.since[at])
+	r.since, r.thrown = max(t.since, c.since[at]), max(t.thrown, c.since[at])
 	switch {
 	case !t.connected:
 		r.silent = "it is cut off"
@@ -202,6 +210,7 @@ type Answer struct {
 	Absent  bool
 	Value   int
 	Age     time.Duration // negative: not known
+	Stale   bool          // flagged: served because the source did not answer
 }
 
 // End checks the answer to r, which has ended at the moment end.
@@ -227,8 +236,12 @@ func (c *Checker) End(r *Read, a Answer, end int64) {
 	if r.Memory && r.silent != "" {
 		fail("I13 suspect", "from memory, though %s", r.silent)
 	}
-	if a.Age >= 0 && state.Gone < r.since {
-		fail("I13 suspect", "everything from before %v is suspect", time.Duration(r.since))
+	since := r.since
+	if a.Stale {
+		since = r.thrown
+	}
+	if a.Age >= 0 && state.Gone < since {
+		fail("I13 suspect", "everything from before %v is suspect", time.Duration(since))
 	}
 	if a.Version < r.AtLeast && !(a.Absent && a.Version == 0) {
 		fail("I5 at least", "wanted %d", r.AtLeast)

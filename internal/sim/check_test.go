@@ -114,6 +114,20 @@ func TestChecker_RefusesBadHistories(t *testing.T) {
 			a.Age = time.Minute
 			s.read(Read{}, a)
 		}},
+		{"", "a flagged state from before everything became suspect", func(s scene) {
+			a := answer(s.commit(1, false))
+			s.commit(2, false)
+			s.Suspect(1, "")
+			a.Age, a.Stale = time.Minute, true
+			s.read(Read{}, a)
+		}},
+		{"I13 suspect", "a flagged state from before everything changed", func(s scene) {
+			a := answer(s.commit(1, false))
+			s.commit(2, false)
+			s.Thrown(1)
+			a.Age, a.Stale = time.Minute, true
+			s.read(Read{}, a)
+		}},
 		{"I13 suspect", "a state from before its key changed to nobody knows what", func(s scene) {
 			a := answer(s.commit(1, false))
 			s.commit(2, false)

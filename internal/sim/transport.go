@@ -229,7 +229,7 @@ func (w *World) told(p *Process, msg []byte, log bool) {
 	case m.Kind == wire.KindHello && trusted:
 		c.greeted(p.ID, from)
 	case m.Kind == wire.KindInvalidateAll && trusted:
-		c.Suspect(p.ID, "")
+		c.Thrown(p.ID)
 	}
 	for _, e := range m.Entries {
 		switch {

@@ -156,6 +156,7 @@ func (r *run) readOne(ctx context.Context, n *node, account int, measure bool, m
 		slot.flagged++
 	}
 	v := r.oracle.endRead(before, got.account.Op)
+	v.undoubted = v.undoubted && !got.flagged // who does not know says so
 	if v != (verdict{version: v.version}) {
 		r.judge(before, got, v, mine, slot)
 	}
