@@ -41,8 +41,8 @@ var ErrOpen = errors.New("breaker: open")
 // Options configures a Breaker. The zero value of every field is the default that its
 // comment gives.
 type Options struct {
-	// Window is how far back calls count, in steps of a tenth. Zero means 10s; at
-	// least 10ms.
+	// Window is how far back calls count, as of when they ended, in steps of a tenth.
+	// Zero means 10s; at least 10ms.
 	Window time.Duration
 
 	// FailureRatio is the share of failures among the calls in Window at which the
@@ -169,11 +169,25 @@ func (b *Breaker) Allow() (done func(err error), err error) {
 	if b.shut() {
 		return nil, ErrOpen
 	}
-	done, refused := b.two.Allow()
+	tell, refused := b.two.Allow()
 	if refused != nil {
 		return nil, fmt.Errorf("%w: %w", ErrOpen, refused)
 	}
-	return done, nil
+	began := time.Now()
+	return func(err error) { b.ended(tell, began, err) }, nil
+}
+
+// ended tells gobreaker how a call has ended. That counts it as of when it began, and
+// not at all if that is longer ago than Window, as it is when a source hangs. So one
+// that took a part of Window or more is told as another that begins and ends now.
+func (b *Breaker) ended(done func(err error), began time.Time, err error) {
+	if time.Since(began) >= b.o.Window/steps && b.two.State() == gobreaker.StateClosed {
+		if now, refused := b.two.Allow(); refused == nil {
+			done(context.Canceled)
+			done = now
+		}
+	}
+	done(err)
 }
 
 // State returns the state now.

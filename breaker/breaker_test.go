@@ -136,6 +136,52 @@ func TestBreaker_TimeoutsCount(t *testing.T) {
 	assert.Equal(t, tidemark.BreakerOpen, b.State())
 }
 
+// A call counts as of when it ended: a source that hangs for longer than Window, until
+// the cache's LoadTimeout, say, opens it like one that fails at once; and each counts once.
+func TestBreaker_SlowFailuresCount(t *testing.T) {
+	for _, took := range []time.Duration{0, time.Second, 9 * time.Second, 10 * time.Second, 30 * time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBreaker(t, breaker.Options{})
+			var done []func(error)
+			for range 20 {
+				d, err := b.Allow()
+				require.NoError(t, err)
+				done = append(done, d)
+			}
+			time.Sleep(took)
+			for _, d := range done[:10] {
+				d(nil)
+			}
+			for _, d := range done[10:19] {
+				d(errBoom)
+			}
+			assert.Equal(t, tidemark.BreakerClosed, b.State(), "%v: 9 of 19", took)
+			time.Sleep(8 * time.Second)
+			done[19](errBoom)
+			assert.Equal(t, tidemark.BreakerOpen, b.State(), "%v: 10 of 20 that have ended within 10 s", took)
+		})
+	}
+}
+
+// What began before it was opened says nothing when it is half-open, and takes no probe.
+func TestBreaker_WhatIsLateIsNoProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(t, breaker.Options{MinRequests: 1, OpenFor: time.Second, OpenJitter: -1, Probes: 1})
+		good, err := b.Allow()
+		require.NoError(t, err)
+		bad, err := b.Allow()
+		require.NoError(t, err)
+		calls(b, 1, errBoom)
+		good(nil)
+		assert.Equal(t, tidemark.BreakerOpen, b.State())
+		time.Sleep(time.Minute)
+		bad(errBoom)
+		assert.Equal(t, tidemark.BreakerHalfOpen, b.State())
+		assert.Equal(t, 1, calls(b, 1, nil))
+		assert.Equal(t, tidemark.BreakerClosed, b.State())
+	})
+}
+
 // Breakers that open together do not probe together.
 func TestBreaker_OpensForDifferentTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
