@@ -305,7 +305,8 @@ func (st *stage) asAsking() error {
 	require.NoError(st.t, st.free.Flush())
 	_, err = ops.Ask(st.brief(), st.restrict, natsCache)
 	_, err2 := ops.AskKey(st.brief(), st.restrict, natsCache, "k", false)
-	return errors.Join(err, err2)
+	_, err3 := ops.AskAudit(st.brief(), st.restrict, natsCache, false, false)
+	return errors.Join(err, err2, err3)
 }
 
 func (st *stage) asStore(follow bool) error {

@@ -93,7 +93,7 @@ var metrics = []metric{
 			number("hit", func(s stats) uint64 { return s.Hits }), number("miss", func(s stats) uint64 { return s.Misses })}},
 	{"tidemark_reads_too_old_total", counter, "Reads that failed with ErrStale because what memory had was too old for them. Callers saw an error.",
 		"", one(func(s stats) uint64 { return s.TooOld })},
-	{"tidemark_reads_stale_total", counter, "Reads that were answered after the entry's TTL, with Entry.Stale set. revalidate: while a load replaced it; error: since the source did not answer.",
+	{"tidemark_reads_stale_total", counter, "Reads that were answered after the entry's TTL, or while it was suspect, with Entry.Stale set. revalidate: while a load replaced it; error: since the source did not answer.",
 		"reason", []series{
 			number("revalidate", func(s stats) uint64 { return s.StaleWhileRevalidate }), number("error", func(s stats) uint64 { return s.StaleIfError })}},
 	{"tidemark_soft_timeouts_total", counter, "Reads that did not wait longer than SoftLoadTimeout for a load. Some are normal where the source is slow at times.",
