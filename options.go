@@ -377,6 +377,9 @@ func (o Options[K, V]) Warnings() (all []string) {
 	if o.Audit != nil && connected && o.auditBound() < 4*beat {
 		warn("Audit.Bound is %v, less than four beats of %v: what is noticed by then is no mismatch", o.Audit.Bound, beat)
 	}
+	if o.Audit != nil && o.TTL > 0 && o.EntryTTL == nil && o.TTL <= o.auditBound() {
+		warn("TTL is %v, not above the auditor's bound of %v: entries are gone before it can confirm a mismatch", o.TTL, o.auditBound())
+	}
 	if o.Shadow {
 		warn("Shadow is set: nothing is served from memory")
 	}

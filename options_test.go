@@ -508,6 +508,8 @@ func TestOptions_Warnings(t *testing.T) {
 		"MaxStale cuts it off":     {Options[string, int]{TTL: 2, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 2}, []string{"MaxStale"}},
 		"the log vouches":          {Options[string, int]{TTL: 1e10, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 1e10, Invalidator: log.invalidator()}, nil},
 		"no soft timeout":          {Options[string, int]{TTL: 1, StaleIfError: 1}, []string{"StaleIfError"}},
+		"nothing to audit":         {Options[string, int]{TTL: aloneBound, Audit: &AuditOptions[string, int]{}}, []string{"TTL"}},
+		"something to audit":       {Options[string, int]{TTL: aloneBound + 1, Audit: &AuditOptions[string, int]{}}, nil},
 		"absences outlive entries": {Options[string, int]{TTL: 1, NegativeTTL: 2}, []string{"NegativeTTL"}},
 	} {
 		got := c.o.Warnings()

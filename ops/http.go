@@ -161,13 +161,44 @@ type fact struct{ Name, Value string }
 func factsOf(s any) (all []fact) {
 	v := reflect.ValueOf(s)
 	for _, f := range reflect.VisibleFields(v.Type()) {
-		value := v.FieldByIndex(f.Index).Interface()
-		if d, ok := value.(time.Duration); ok && d < 0 {
-			value = "-"
-		}
-		all = append(all, fact{f.Name, fmt.Sprint(value)})
+		all = append(all, fact{f.Name, words(v.FieldByIndex(f.Index).Interface())})
 	}
 	return all
+}
+
+// words returns the value of a field, as people read it.
+func words(value any) string {
+	var all []string
+	switch value := value.(type) {
+	case time.Duration:
+		if value < 0 {
+			return "-"
+		}
+	case []tidemark.Happening:
+		for _, h := range value {
+			state := fmt.Sprint(h.Version)
+			if h.Absent {
+				state = "absent@" + state
+			}
+			happened := fmt.Sprintf("%s %s %s", h.Time.Format("15:04:05.000"), h.What, state)
+			if h.By != "nothing" {
+				happened += " by " + h.By
+			}
+			all = append(all, happened)
+		}
+		return strings.Join(all, "; ")
+	case []tidemark.AuditScale:
+		for _, s := range value {
+			all = append(all, fmt.Sprintf("over %v: %d, %.1f nines", s.Over, s.Stale, s.Nines))
+		}
+		return strings.Join(all, "; ")
+	case tidemark.AuditCycle:
+		if value.Ended.IsZero() {
+			return "-"
+		}
+		return fmt.Sprintf("%s to %s, %d entries", value.Began.Format("15:04:05"), value.Ended.Format("15:04:05"), value.Entries)
+	}
+	return fmt.Sprint(value)
 }
 
 func writeText(w *bytes.Buffer, p page) error {

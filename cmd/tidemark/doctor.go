@@ -502,8 +502,13 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 		d.fail(who, "tidemark audit -keys shows them: who changes those keys and tells nobody? If they are ahead, did the source go back?",
 			"its auditor has confirmed %d mismatches with the source", n)
 	}
-	if b := r.Stats.Breaker; b == tidemark.BreakerHalfOpen || b == tidemark.BreakerOpen {
-		d.warn(who, "look at the database: most of what it was asked has failed", "its breaker is %v: the source is left alone", b)
+	switch r.Stats.Breaker {
+	case tidemark.BreakerOpen:
+		d.warn(who, "look at the database: most of what it was asked has failed", "its breaker is open: the source is left alone")
+	case tidemark.BreakerHalfOpen:
+		d.warn(who, "look at the database, if that does not pass; where nothing is loaded it stays so, and is none",
+			"its breaker is half-open: the next calls try the source, and close it if they succeed")
+	default:
 	}
 	if r.Stats.InDoubt > 0 {
 		d.warn(who, "look at the database, if that does not pass", "%d writes are in doubt", r.Stats.InDoubt)

@@ -114,26 +114,34 @@ type sourceState struct {
 }
 
 // inspect asks the source first: what a replica has is not older than that, unless
-// it is stale.
+// it is stale. The replicas are asked even if the source does not answer, which is
+// when people look, and for which half of the time must do.
 func inspect(ctx context.Context, target busTarget, key string, value bool, source sourceReader) (x inspection, err error) {
 	x.Key = key
+	var failed error
 	if source.load != nil {
-		state, err := source.load(ctx)
-		if err != nil {
-			return x, fmt.Errorf("the source: %w", err)
+		brief := ctx
+		if end, ok := ctx.Deadline(); ok {
+			var cancel context.CancelFunc
+			brief, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+			defer cancel()
 		}
-		x.Source = &state
+		if state, err := source.load(brief); err != nil {
+			failed = fmt.Errorf("the source: %w", err)
+		} else {
+			x.Source = &state
+		}
 	}
 	nc, err := target.connect(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
-		return x, err
+		return x, errors.Join(failed, err)
 	}
 	defer nc.Close()
 	x.Replicas, err = ops.AskKey(ctx, nc, target.name, key, value)
 	if errors.Is(err, ops.ErrNobody) {
 		err = errors.Join(err, nc.LastError())
 	}
-	return x, err
+	return x, errors.Join(failed, err)
 }
 
 // print prints a table for people.

@@ -126,6 +126,7 @@ func TestInspect(t *testing.T) {
 	r = inspect("-store", "sqlite:"+file+"?table=nosuch", "alice")
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "the source")
+	assert.Contains(t, r.out, "version 1", "the replicas answer all the same")
 	r = tidemarkWith(t.Context(), "", "inspect", "-server", s.ClientURL(), "-name", "nosuch", "alice")
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "no replica answers")

@@ -29,7 +29,8 @@ package ops. It prints no key and no value.
   STATE    fresh and alone are well; joining: cut off, every read is a load;
            suspect: the log cannot be read, or no relay brings probes back through
            the database ("tidemark relay"), and entries grow old; bypassed: SetBypass
-           is on; breaker open or half-open: the source is left alone
+           is on; breaker open: the source is left alone; half-open: the
+           next calls try it
   AGE      how old anything served from memory can be at most, as the log shows
   LAG      messages of the log that are not read yet; with -stream compared with
            the stream itself, else with the replica that has read most

@@ -246,7 +246,7 @@ var trouble = map[string]func(s *tidemark.Stats){
 	"TidemarkReadsTooOld":                func(s *tidemark.Stats) { s.TooOld += 3 },
 	"TidemarkLoadsFail":                  func(s *tidemark.Stats) { s.LoadErrors += 70 },
 	"TidemarkLoadsDeclined":              func(s *tidemark.Stats) { s.Declined++ },
-	"TidemarkBreakerOpen":                func(s *tidemark.Stats) { s.Breaker = tidemark.BreakerOpen },
+	"TidemarkBreakerOpen":                opensAgainAndAgain,
 	"TidemarkServesStale":                func(s *tidemark.Stats) { s.StaleIfError++ },
 	"TidemarkWritesInDoubt":              func(s *tidemark.Stats) { s.InDoubt = 1 },
 	"TidemarkBacklog":                    func(s *tidemark.Stats) { s.Backlog = 1 },
@@ -265,6 +265,14 @@ var trouble = map[string]func(s *tidemark.Stats){
 	"TidemarkConflicts":                  func(s *tidemark.Stats) { s.Conflicts += 400 },
 	"TidemarkHitRatioFell":               func(s *tidemark.Stats) { s.Misses += 9000 },
 	"TidemarkCallbackPanics":             func(s *tidemark.Stats) { s.Panics++ },
+}
+
+// opensAgainAndAgain is a Breaker as it is scraped while the source is down.
+func opensAgainAndAgain(s *tidemark.Stats) {
+	s.BreakerOpens++
+	if s.Breaker = tidemark.BreakerOpen; s.BreakerOpens%2 == 0 {
+		s.Breaker = tidemark.BreakerHalfOpen
+	}
 }
 
 const day = 24 * 60 // minutes
@@ -302,6 +310,10 @@ func TestAlerts_AreSilentWhereAllIsWell(t *testing.T) {
 	for name, h := range map[string]history{
 		"busy": {day + 60, well},
 		"idle": {day + 60, func(_, _ int, s *tidemark.Stats) { s.Fresh = -1 }},
+		// The source is back, and nothing is loaded that could show it to the breaker.
+		"idle after an outage": {120, func(_, _ int, s *tidemark.Stats) {
+			s.Fresh, s.Breaker, s.BreakerOpens = -1, tidemark.BreakerHalfOpen, 7
+		}},
 		"restarted": {120, func(minute, replica int, s *tidemark.Stats) {
 			if minute == 60 {
 				*s = tidemark.Stats{}

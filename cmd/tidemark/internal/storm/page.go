@@ -78,10 +78,10 @@ func (r *Report) WriteHTML(w io.Writer) error {
 		Stale: staleChart(r.Contenders), DBReads: dbChart(r.Contenders),
 		StaleTable: partsTable(r.Contenders, worstOf), DBTable: partsTable(r.Contenders, rateOf),
 		Reads: readRidges(r.Contenders), Deposits: depositRidges(r.Contenders),
-		Words: terms(legend + outageLegend), Settings: settings,
+		Words: terms(legend), Settings: settings,
 	}
 	if r.Config.DatabaseOutage > 0 {
-		v.Outages = newTable(outages, r.Contenders)
+		v.Outages, v.Words = newTable(outages, r.Contenders), terms(legend+outageLegend)
 	}
 	for _, c := range r.Contenders {
 		v.Verdicts = append(v.Verdicts, verdictView{strings.Join(strings.Fields(verdictLine(c)), " "), len(c.Failures()) > 0})
