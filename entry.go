@@ -28,9 +28,9 @@ type Entry[V any] struct {
 	// bound is known, as for a value that Put brought without a proof.
 	Age time.Duration
 
-	// Stale means that the state's TTL is over, and that it was served all the same,
-	// as [Options.StaleWhileRevalidate] or [Options.StaleIfError] say. It is not below
-	// the key's tide mark, and Age is what it always is.
+	// Stale means that the state's TTL is over, or that it is suspect, and that it was
+	// served all the same, as [Options.StaleWhileRevalidate] or [Options.StaleIfError]
+	// say. It is not below the key's tide mark, and Age is what it always is.
 	Stale bool
 }
 
