@@ -86,8 +86,8 @@ type AuditOptions[K comparable, V any] struct {
 	Trip int
 
 	// OnMismatch, if not nil, is called for each mismatch that is confirmed, by the
-	// auditor's goroutine, with no lock held. It must not call Close. A panic is
-	// contained.
+	// auditor's goroutine, with no lock held. It must not call Close, or Audit, which
+	// wait for it. A panic is contained.
 	OnMismatch func(Mismatch[K])
 }
 

@@ -75,7 +75,9 @@ func (a *auditor[K, V]) understood(l Loaded[V]) answer[V] {
 func (a *auditor[K, V]) askVersions(ctx context.Context, keys []K, answers map[K]answer[V]) error {
 	versions, err := a.c.versions.source.LoadVersions(ctx, keys)
 	for key, v := range versions {
-		answers[key] = answer[V]{Loaded: Loaded[V]{Version: v}}
+		if v != 0 { // which is none: the key is asked for by value
+			answers[key] = answer[V]{Loaded: Loaded[V]{Version: v}}
+		}
 	}
 	return err
 }
@@ -133,14 +135,12 @@ func (a *auditor[K, V]) admitted(call func() error) (err error) {
 			return errPutOff
 		}
 	}
-	if c.opts.Breaker != nil {
-		done, refused := c.opts.Breaker.Allow()
-		if refused != nil {
-			return errPutOff
-		}
-		err = errGoexit // for done, if it does not return
-		defer func() { done(err) }()
+	done, refused := c.allow()
+	if refused != nil {
+		return errPutOff
 	}
+	err = errGoexit // for done, if it does not return
+	defer func() { done(c.verdict(c.life, err)) }()
 	c.stats.loads.Add(1)
 	c.stats.loading.Add(1)
 	began := c.now()

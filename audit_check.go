@@ -2,6 +2,7 @@ package tidemark
 
 import (
 	"errors"
+	"sync"
 	"time"
 )
 
@@ -60,7 +61,7 @@ func (a *auditor[K, V]) examine(list []check[K]) {
 type readiness uint8
 
 const (
-	isGone  readiness = iota // nobody is served the entry
+	isGone  readiness = iota // nobody is served the entry, but as stale
 	isEarly                  // it is too early to judge
 	isReady
 )
@@ -115,15 +116,21 @@ func (s *shard[K, V]) writingLocked(key K) bool {
 	return p != nil && (p.doubts > 0 || len(p.fences) > p.running)
 }
 
-// digest calls Digest, and contains its panic.
+// digest calls Digest, and contains its panic. If it ends its goroutine it ends neither
+// the auditor nor a reader.
 func (a *auditor[K, V]) digest(value V) (sum uint64, ok bool) {
-	defer func() {
-		if r := recover(); r != nil {
-			_ = a.c.caught(r)
-			ok = false
-		}
-	}()
-	return a.o.Digest(value), true
+	var calling sync.WaitGroup
+	calling.Go(func() {
+		defer func() {
+			if r := recover(); r != nil {
+				_ = a.c.caught(r)
+			}
+		}()
+		sum = a.o.Digest(value)
+		ok = true
+	})
+	calling.Wait()
+	return sum, ok
 }
 
 // failed lets a check be made again later, or gives it up.

@@ -944,3 +944,78 @@ func TestAudit_BesideEverything(t *testing.T) {
 	audit(t, c)
 	assert.Zero(t, c.AuditReport().Ahead+c.AuditReport().Differs)
 }
+
+// The auditor tells the breaker what a load tells it, and notices that it has changed.
+func TestAudit_TellsTheBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for err, want := range map[error]error{ErrTooLarge: nil, errDown: errDown, ErrNotFound: nil} {
+			s, b := newSource(), &stateful{}
+			b.set(BreakerClosed)
+			var verdicts []error
+			c := audited(t, s, 1, Options[string, int]{Breaker: listening{b, &verdicts}})
+			s.beforeLoad = func(context.Context, string) error { return err }
+			audit(t, c)
+			require.NotEmpty(t, verdicts)
+			for _, v := range verdicts {
+				assert.Equal(t, want, v, err)
+			}
+			b.set(BreakerHalfOpen)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			_, _ = c.Audit(ctx) // an open breaker puts it off
+			cancel()
+			assert.Equal(t, want != nil, c.Stats().BreakerOpens == 1, "%v: its probe is noticed", err)
+		}
+	})
+}
+
+type listening struct {
+	*stateful
+	verdicts *[]error
+}
+
+func (l listening) Allow() (func(error), error) {
+	done, err := l.stateful.Allow()
+	if err != nil {
+		return nil, err
+	}
+	return func(err error) { *l.verdicts = append(*l.verdicts, err); done(err) }, nil
+}
+
+// A Digest that ends its goroutine does not end the auditor.
+func TestAudit_ADigestThatEndsItsGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		o := onDemand()
+		o.Digest = func(int) uint64 { runtime.Goexit(); return 0 }
+		c := audited(t, s, 3, Options[string, int]{Audit: o})
+		s.set("1", 7)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		r, err := c.Audit(ctx)
+		require.NoError(t, err)
+		assert.EqualValues(t, 1, r.Stale)
+	})
+}
+
+// A version that is zero is none: the key is asked for by value.
+func TestAudit_AVersionThatIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := audited(t, s, 2, Options[string, int]{Store: versionless{s}})
+		s.remove("0")
+		r := audit(t, c)
+		assert.Zero(t, r.Ahead)
+		assert.EqualValues(t, 1, r.Stale)
+		assert.EqualValues(t, 2, r.Checked)
+	})
+}
+
+type versionless struct{ *source }
+
+func (versionless) LoadVersions(_ context.Context, keys []string) (map[string]Version, error) {
+	all := map[string]Version{}
+	for _, k := range keys {
+		all[k] = 0
+	}
+	return all, nil
+}

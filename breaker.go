@@ -133,17 +133,32 @@ func (c *Cache[K, V]) breakerState() (state BreakerState, ok bool) {
 	return c.breaker.State(), true
 }
 
-// watchBreaker notices that the breaker has changed, since it was asked or told. If it
-// changes meanwhile, what is said ends with the state that it has.
+// watchBreaker notices that the breaker has changed, since it was asked or told. Only
+// one goroutine is at it: who had asked for the state before another one noticed a
+// change would take it for changed back. If others come meanwhile it looks again, so
+// what is said ends with the state that it has.
 func (c *Cache[K, V]) watchBreaker() {
-	for range 4 { // one that never rests is seen again at the next call
+	if c.breaker == nil || c.watching.Add(1) > 1 {
+		return
+	}
+	ended := false
+	defer func() {
+		if !ended {
+			c.watching.Store(0)
+		}
+	}()
+	for range 16 { // one that never rests is seen again at the next call
+		came := c.watching.Load()
 		state, ok := c.breakerState()
 		if !ok {
 			return
 		}
 		before := BreakerState(c.breakerWas.Swap(uint32(state)))
 		if before == state {
-			return
+			if ended = c.watching.CompareAndSwap(came, 0); ended {
+				return
+			}
+			continue
 		}
 		if state == BreakerOpen {
 			c.stats.breakerOpens.Add(1)

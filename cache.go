@@ -57,6 +57,7 @@ type Cache[K comparable, V any] struct {
 
 	breaker    StateBreaker  // Options.Breaker, if it tells its state
 	breakerWas atomic.Uint32 // its state, as last noticed
+	watching   atomic.Int64  // how many have come to notice a change since somebody began to
 
 	logLimit *logLimit
 

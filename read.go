@@ -204,8 +204,8 @@ func (c *Cache[K, V]) SetBypass(on bool) {
 		if (era&eraBypass != 0) == on {
 			return
 		}
-		if !on {
-			c.distrusted.Store(next &^ eraUnserved) // before it is the era; eras rise
+		for have := c.distrusted.Load(); !on && have < next&^eraUnserved; have = c.distrusted.Load() {
+			c.distrusted.CompareAndSwap(have, next&^eraUnserved) // before it is the era; eras rise, and another may be ahead
 		}
 		changed = c.era.CompareAndSwap(era, next)
 	}

@@ -41,6 +41,8 @@ func (c *Cache[K, V]) overdue(l Level, e *facts, fresh replica.Mark, now replica
 // suspect one: what this replica has missed was not there to be applied.
 func (c *Cache[K, V]) trusted(era uint64, e *facts, fresh replica.Mark) (replica.Mark, trust) {
 	switch {
+	case c.closed.Load(): // this replica hears of no change any more
+		return replica.Unvouched, trustNone
 	case e.era == era:
 		return fresh, trustEra
 	case generation(e.era) == generation(era) && era&eraSwitchedOff == 0 && e.era >= c.distrusted.Load():

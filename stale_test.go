@@ -1043,3 +1043,87 @@ func TestStale_AfterASuspicion(t *testing.T) {
 		assert.True(t, load(t, c, "k").Stale, "what came after the bypass is lent")
 	})
 }
+
+// A cache that is closed lends nothing: it hears of no change any more.
+func TestStale_NotAfterClose(t *testing.T) {
+	for name, read := range staleReaders {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				c := overdueCache(t, s, Options[string, int]{StaleWhileRevalidate: staleGrace, StaleIfError: staleGrace})
+				s.down()
+				e, err := read(c, t.Context())
+				require.NoError(t, err)
+				require.True(t, e.Stale)
+				synctest.Wait()
+				s.beforeLoad = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+				s.up()
+				waiting := make(chan error, 1)
+				go func() {
+					time.Sleep(time.Second) // the pause is over
+					_, err := c.Read(t.Context(), "k", Level{prompt: true})
+					waiting <- err
+				}()
+				time.Sleep(2 * time.Second)
+				require.NoError(t, c.Close(t.Context()))
+				require.ErrorIs(t, <-waiting, ErrClosed)
+				_, err = read(c, t.Context())
+				require.ErrorIs(t, err, ErrClosed, "a load has just failed")
+				missing(t, c, "k", "closed")
+			})
+		})
+	}
+}
+
+// Who waits for a load when the cache is closed gets ErrClosed, and nothing that is stale.
+func TestStale_NotWhileClosing(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			c := overdueCache(t, s, Options[string, int]{StaleIfError: staleGrace})
+			s.beforeLoad = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+			waiting := make(chan error, 1)
+			go func() {
+				_, err := c.Load(t.Context(), "k")
+				waiting <- err
+			}()
+			synctest.Wait()
+			require.NoError(t, c.Close(t.Context()))
+			require.ErrorIs(t, <-waiting, ErrClosed)
+		})
+	}
+}
+
+// However many notice a change at once, it is told once.
+func TestBreaker_AChangeIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowState{stateful: &stateful{}}
+		b.set(BreakerClosed)
+		c := newCache(t, Options[string, int]{Store: newSource(), Breaker: b})
+		held := make(chan struct{})
+		b.held.Store(&held)
+		go func() { _, _ = c.Load(t.Context(), "slow") }()
+		synctest.Wait()
+		b.held.Store(nil)
+		b.set(BreakerOpen)
+		_, err := c.Load(t.Context(), "quick")
+		require.ErrorIs(t, err, ErrUnavailable)
+		close(held)
+		synctest.Wait()
+		assert.EqualValues(t, 1, c.Stats().BreakerOpens)
+	})
+}
+
+// slowState holds up who has asked for its state.
+type slowState struct {
+	*stateful
+	held atomic.Pointer[chan struct{}]
+}
+
+func (b *slowState) State() BreakerState {
+	state := b.stateful.State()
+	if held := b.held.Load(); held != nil {
+		<-*held
+	}
+	return state
+}
