@@ -19,7 +19,7 @@ RESULTS  ?=
 ROUNDS   ?= 0
 STORM    ?=
 CHROMIUM ?= chromium-headless-shell
-HEIGHT   ?= 1400
+HEIGHT   ?= 1447
 # COUNTS names a file that gets the numbers of passed, failed and skipped tests.
 COUNTS   ?=
 
