@@ -393,13 +393,7 @@ func TestHostile_NumbersInTheNameOfAnother(t *testing.T) {
 		src.set("k", 1)
 		c, _ := joined(t, src, b)
 		s := newStranger(t, b)
-		speak := func(beats int) {
-			for range beats {
-				s.hello()
-				time.Sleep(testBeat)
-			}
-		}
-		speak(5)
+		s.speak(5)
 		hold(t, c, "k")
 		forged := *s
 		forged.seq = 1 << 60
@@ -407,16 +401,16 @@ func TestHostile_NumbersInTheNameOfAnother(t *testing.T) {
 		requireNotServed(t, c, "k")
 		hold(t, c, "k")
 		s.next(wire.KindInvalidate) // gets lost
-		speak(lowerHellos)
+		s.speak(lowerHellos)
 		requireNotServed(t, c, "k")
-		speak(5)
+		s.speak(5)
 		hold(t, c, "k")
 		suspicions := c.Stats().Suspicions
-		speak(10)
+		s.speak(10)
 		requireServed(t, c, "k")
 		require.Equal(t, suspicions, c.Stats().Suspicions, "it is heard as any other")
 		s.next(wire.KindInvalidate) // gets lost
-		speak(1)
+		s.speak(1)
 		requireNotServed(t, c, "k")
 		require.Zero(t, c.Stats().Silences, "it was never taken for dead")
 	})

@@ -181,6 +181,15 @@ func (s *stranger) hello() {
 	s.send(s.encode(m))
 }
 
+// speak says hello once a beat.
+func (s *stranger) speak(beats int) {
+	s.t.Helper()
+	for range beats {
+		s.hello()
+		time.Sleep(testBeat)
+	}
+}
+
 func (s *stranger) goodbye() {
 	s.t.Helper()
 	s.send(s.encode(s.next(wire.KindHello)))
@@ -938,13 +947,7 @@ func TestSilence_WhileCutOffMeansNothing(t *testing.T) {
 		c, l := joined(t, src, b)
 		time.Sleep(testBeat / 2) // it speaks between the own hellos
 		s := newStranger(t, b)
-		speak := func(beats int) {
-			for range beats {
-				s.hello()
-				time.Sleep(testBeat)
-			}
-		}
-		speak(5)
+		s.speak(5)
 		b.setFault(func(int, []byte) [][]byte { return nil })
 		time.Sleep(20 * testBeat) // the stranger says nothing that could be lost
 		require.True(t, c.Stats().CutOff)
@@ -952,7 +955,7 @@ func TestSilence_WhileCutOffMeansNothing(t *testing.T) {
 		require.NoError(t, c.Ready(t.Context()))
 		hold(t, c, "k")
 		time.Sleep((missedBeats - 1) * testBeat)
-		speak(5)
+		s.speak(5)
 		for _, e := range l.of(EventSuspect) {
 			assert.NotContains(t, e.Reason, "silent", "it was this replica that did not hear")
 		}
