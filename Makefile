@@ -42,7 +42,7 @@ help: ## this list
 test: ## every module: go vet, then the tests with the race detector; a skipped test fails the run
 	@$(call each,go vet ./...)
 	@$(NOSKIP) $(MODULES) -- -race -shuffle=on -timeout $(TIMEOUT) ./...
-	@$(NOSKIP) . -- -shuffle=on -timeout $(TIMEOUT) -run '^(TestTrap|TestPolicy|TestWithin_Costs)' . # at full size and speed, which the detector is too slow for
+	@$(NOSKIP) . -- -shuffle=on -timeout $(TIMEOUT) -run '^(TestTrap|TestPolicy|TestWithin_Costs|TestSim$$)' . # at full size and speed, which the detector is too slow for
 	@$(NOSKIP) bench -- -shuffle=on -timeout $(TIMEOUT) -run '^TestGuard_' . # ratios to other caches, and allocations
 
 race: ## the root module with the race detector on 1, 2 and 4 CPUs

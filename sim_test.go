@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("sim.seeds", 1000, "how many seeds TestSim runs; with -short a tenth of them")
+	simSeeds = flag.Int("sim.seeds", defaultSeeds, "how many seeds TestSim runs; with -short a tenth of them")
 	simFirst = flag.Uint64("sim.first", 1, "the first of them")
 	simSeed  = flag.Uint64("sim.seed", 0, "the only seed that TestSim runs, with its trace on standard output")
 )

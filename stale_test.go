@@ -520,7 +520,7 @@ func TestStale_RetriesAreSpread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const keys = 200
 		s := newSource()
-		c := newCache(t, Options[string, int]{Store: s, TTL: staleTTL, TTLJitter: -1, StaleIfError: time.Hour})
+		c := newCache(t, Options[string, int]{Store: s, Shards: 1, TTL: staleTTL, TTLJitter: -1, StaleIfError: time.Hour})
 		all := make([]string, keys)
 		for i := range keys {
 			all[i] = fmt.Sprint(i)

@@ -184,7 +184,7 @@ func TestWindow_FollowsTheTraffic(t *testing.T) {
 	c := newCache(t, Options[string, int]{MaxCost: 1000, Shards: 1})
 	version := versions()
 	until := func(key func(i int) int, reached func(share float64) bool) (hits, accesses int) {
-		end := time.Now().Add(20 * time.Second)
+		end := time.Now().Add(2 * time.Minute)
 		for ; !reached(shareOf(c.policy)); accesses++ {
 			k := fmt.Sprint(key(accesses))
 			if _, ok := c.Get(k); ok {

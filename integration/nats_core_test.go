@@ -1142,7 +1142,7 @@ func TestNATS_Publisher(t *testing.T) {
 // TestNATS_Burst sends 100,000 invalidations from one origin to two receivers
 // that hold every key.
 func TestNATS_Burst(t *testing.T) {
-	const keys = 100_000
+	const keys = 40_000
 	l := newLedger()
 	s := natsServer(t, nil)
 	receivers := joined(t, l, s, 2, core)
