@@ -14,6 +14,7 @@ const (
 	defaultAuditSample = 100
 	boundBeats         = 10
 	leastBound         = time.Second
+	leastAuditBound    = time.Millisecond
 	aloneBound         = 5 * time.Second
 	lastMismatches     = 32 // that are remembered
 )
@@ -62,6 +63,7 @@ type AuditOptions[K comparable, V any] struct {
 	// a mismatch: the time that a change takes from its commit until it is in force
 	// here, if all is well. Zero means ten beats, at least a second; what
 	// Options.Level asks for by Within if that is more; 5 s without an Invalidator.
+	// At least 1ms.
 	Bound time.Duration
 
 	// Scales are times longer than Bound, rising. For each the report says how
@@ -288,6 +290,9 @@ func (o *Options[K, V]) validateAudit(bad func(field, format string, args ...any
 		if f.value < 0 {
 			bad("Audit."+f.name, "is %d, want >= 0", f.value)
 		}
+	}
+	if a.Bound > 0 && a.Bound < leastAuditBound {
+		bad("Audit.Bound", "is %v, want at least %v", a.Bound, leastAuditBound)
 	}
 	before := o.auditBound()
 	for _, d := range a.Scales {

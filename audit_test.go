@@ -870,6 +870,7 @@ func TestAudit_Options(t *testing.T) {
 		"rate":          {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Rate: -1}}, "Audit.Rate"},
 		"every":         {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Every: -1}}, "Audit.Every"},
 		"bound":         {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Bound: -1}}, "Audit.Bound"},
+		"short bound":   {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Bound: time.Microsecond}}, "Audit.Bound"},
 		"trip":          {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Trip: -1}}, "Audit.Trip"},
 		"short scale":   {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Scales: []time.Duration{time.Second}}}, "Audit.Scales"},
 		"falling scale": {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Scales: []time.Duration{time.Hour, time.Minute}}}, "Audit.Scales"},

@@ -51,8 +51,8 @@ type StateBreaker interface {
 	Breaker
 
 	// State returns the state now. It must return at once, and must not say
-	// BreakerOpen when Allow would let a call through: a write that is Strict is
-	// then refused before the Log is told of it, and Allow not asked.
+	// BreakerOpen when Allow would let a call through: a load that would wait for a
+	// place among MaxLoads is then refused, and Allow not asked.
 	State() BreakerState
 }
 
@@ -76,19 +76,21 @@ func (c *Cache[K, V]) allow() (done func(verdict error), refused error) {
 	}, nil
 }
 
-// mayWrite is allow for a write, of which the error says that it was not sent.
-func (c *Cache[K, V]) mayWrite() (done func(verdict error), err error) {
+// mayWrite asks the breaker about w, of which the error says that it was not sent. It
+// comes before anybody is told of w: the intent of a strict write that is then refused
+// would take its key from every memory, for nothing.
+func (c *Cache[K, V]) mayWrite(w *write[K, V]) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%w: %w", ErrUnavailable, c.caught(r))
 		}
 	}()
-	done, refused := c.allow()
-	if refused != nil {
+	var refused error
+	if w.done, refused = c.allow(); refused != nil {
 		c.stats.declinedWrites.Add(1)
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, refused)
+		return fmt.Errorf("%w: %w", ErrUnavailable, refused)
 	}
-	return done, nil
+	return nil
 }
 
 // conclude calls done, and contains its panic: what became of a write does not depend

@@ -140,7 +140,7 @@ func (contract) told() {
 	_ = []time.Duration{s.Fresh, s.LoadTime}
 
 	var x tidemark.Explanation
-	_ = []bool{x.Resident, x.Served, x.Absent, x.Overdue, x.Suspect, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff, x.Bypassed}
+	_ = []bool{x.Resident, x.Served, x.Absent, x.Overdue, x.Suspect, x.IfError, x.Thrown, x.Deleted, x.Shared, x.Blind, x.Loading, x.CutOff, x.Bypassed}
 	_ = []tidemark.Version{x.Version, x.TideMark}
 	_ = []time.Duration{x.Age, x.Expires, x.SetAgo}
 	_ = []string{x.Cause, x.Policy, x.SetBy, x.String()}

@@ -21,6 +21,7 @@ type Explanation struct {
 	Expires time.Duration // until it expires; 0 means never, negative that it has
 	Overdue bool          // it has expired, and StaleWhileRevalidate or StaleIfError may still let it be served
 	Suspect bool          // messages may have been missed since it was installed
+	IfError bool          // and StaleIfError may let it be served all the same, while the source does not answer
 	Thrown  bool          // InvalidateAll has thrown it away
 	Policy  string        // window, queued or offered: where admission has it
 
@@ -78,6 +79,9 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	x.Thrown = generation(e.era) != generation(at.era)
 	x.Suspect = !x.Thrown && e.era != at.era&^eraSwitchedOff
 	x.Overdue = e.era == at.era && e.expired(at.now()) && c.overdue(Any, &e.facts, fresh, c.moments(), c.opts.grace())
+	if vouched, trust := c.trusted(at.era, &e.facts, fresh); trust == trustSuspect {
+		x.IfError = c.overdue(Any, &e.facts, vouched, c.moments(), c.opts.StaleIfError)
+	}
 	if e.expiresAt != 0 {
 		x.Expires = time.Duration(e.expiresAt - at.now())
 	}
@@ -110,6 +114,9 @@ func (x Explanation) String() string {
 			say(", not served: thrown away by InvalidateAll")
 		case x.Suspect:
 			say(", not served: suspect until the source confirms it")
+			if x.IfError {
+				say(", and lent as stale while that does not answer")
+			}
 		case x.Overdue:
 			say(", expired: served only as stale")
 		case x.Expires < 0:

@@ -675,6 +675,9 @@ func (r *member[K, V]) listen(e *ear, m *wire.Message) (first bool, gap string, 
 	}
 	if m.Seq > v.seq+1 {
 		gap = fmt.Sprintf("messages %d to %d of origin %x are missing", v.seq+1, m.Seq-1, m.Origin)
+		if level == slog.LevelInfo { // all is well: it was here before this replica
+			gap = fmt.Sprintf("origin %x is heard for the first time, and has said %d before", m.Origin, m.Seq-1)
+		}
 	}
 	switch {
 	case m.Seq > v.seq:

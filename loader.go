@@ -432,15 +432,12 @@ func (c *Cache[K, V]) source(strong bool) Loader[K, V] {
 // ask calls the source as MaxLoads and the Breaker allow. Its error wraps
 // ErrUnavailable if call was not made.
 func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
-	if c.places != nil {
-		select {
-		case c.places <- struct{}{}:
-			defer func() { <-c.places }()
-		case <-ctx.Done():
-			c.stats.declined.Add(1)
-			return fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
-		}
+	leave, err := c.place(ctx)
+	if err != nil {
+		c.stats.declined.Add(1)
+		return err
 	}
+	defer leave()
 	done, refused := c.allow()
 	if refused != nil {
 		c.stats.declined.Add(1)
@@ -458,6 +455,30 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 	}()
 	err = call()
 	return err
+}
+
+// place waits for a place among MaxLoads, but not while the breaker is open: loads that
+// hang, which is why it is, may hold all of them.
+func (c *Cache[K, V]) place(ctx context.Context) (leave func(), err error) {
+	if c.places == nil {
+		return func() {}, nil
+	}
+	leave = func() { <-c.places }
+	select {
+	case c.places <- struct{}{}:
+		return leave, nil
+	default:
+	}
+	if state, ok := c.breakerState(); ok && state == BreakerOpen {
+		c.stats.declinedByBreaker.Add(1)
+		return nil, fmt.Errorf("%w: the breaker is open", ErrUnavailable)
+	}
+	select {
+	case c.places <- struct{}{}:
+		return leave, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
+	}
 }
 
 // finish ends f with what the source said: it installs the state if nothing

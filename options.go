@@ -301,8 +301,9 @@ type Breaker interface {
 	// call has ended: with nil if the source has answered, if only that there is no
 	// such key, or that a write has met a conflict or a value that is too large; with
 	// an error that wraps [context.Canceled] if the caller of a write, or Close, gave
-	// up before it had, which says nothing of the source; and otherwise with the
-	// call's error, a timeout or an outcome that nobody knows included.
+	// up before it had, or the Log could not be told of a write that is Strict, so that
+	// it was not made: that says nothing of the source; and otherwise with the call's
+	// error, a timeout or an outcome that nobody knows included.
 	Allow() (done func(err error), err error)
 }
 

@@ -204,8 +204,8 @@ func (c *Cache[K, V]) SetBypass(on bool) {
 		if (era&eraBypass != 0) == on {
 			return
 		}
-		for have := c.distrusted.Load(); !on && have < next&^eraUnserved; have = c.distrusted.Load() {
-			c.distrusted.CompareAndSwap(have, next&^eraUnserved) // before it is the era; eras rise, and another may be ahead
+		if !on {
+			c.distrust(next &^ eraUnserved) // before it is the era
 		}
 		changed = c.era.CompareAndSwap(era, next)
 	}

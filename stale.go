@@ -52,6 +52,14 @@ func (c *Cache[K, V]) trusted(era uint64, e *facts, fresh replica.Mark) (replica
 	}
 }
 
+// distrust says that nothing of the eras before this one is lent. Eras only rise, and
+// somebody else may be ahead.
+func (c *Cache[K, V]) distrust(era uint64) {
+	for have := c.distrusted.Load(); have < era && !c.distrusted.CompareAndSwap(have, era); {
+		have = c.distrusted.Load()
+	}
+}
+
 type trust uint8
 
 const (

@@ -214,6 +214,13 @@ func TestStaleIfError(t *testing.T) {
 			trouble: func(*testing.T, *source, *Cache[string, int]) { broken.refuse = true }},
 		"no place": {options: Options[string, int]{MaxLoads: 1, LoadTimeout: time.Second}, takes: time.Second, err: ErrUnavailable,
 			trouble: func(t *testing.T, _ *source, c *Cache[string, int]) { noPlace(t, c) }},
+		"no place, and the breaker is open": {options: Options[string, int]{MaxLoads: 1, LoadTimeout: time.Second, Breaker: &stateful{}}, err: ErrUnavailable,
+			trouble: func(t *testing.T, _ *source, c *Cache[string, int]) {
+				noPlace(t, c)
+				b := c.breaker.(*stateful)
+				b.set(BreakerOpen)
+				t.Cleanup(func() { b.set(BreakerClosed) })
+			}},
 	} {
 		for how, read := range staleReaders {
 			t.Run(name+", "+how, func(t *testing.T) {
@@ -697,19 +704,22 @@ func TestBreaker_AWriteThatIsRefusedIsNotSent(t *testing.T) {
 			require.NoError(t, c.Ready(t.Context()))
 			time.Sleep(2*strictDoubt + 3*testBeat)
 			hold(t, c, "k")
-			b.set(BreakerOpen)
 			s.beforeWrite = func(context.Context, string) error { panic("the store was asked") }
 			length := log.length()
-			for _, write := range []func() (Entry[int], error){
-				func() (Entry[int], error) { return c.CompareAndSet(t.Context(), "k", 1, 20) },
-				func() (Entry[int], error) { return c.Delete(t.Context(), "k", 1) },
-				func() (Entry[int], error) { return c.Update(t.Context(), "k", inc) },
-			} {
-				_, err := write()
-				require.ErrorIs(t, err, ErrUnavailable, name)
-				requireServed(t, c, "k")
+			for _, state := range []BreakerState{BreakerOpen, BreakerHalfOpen} {
+				b.set(state)
+				b.probing.Store(true) // somebody else is, when it is half-open
+				for _, write := range []func() (Entry[int], error){
+					func() (Entry[int], error) { return c.CompareAndSet(t.Context(), "k", 1, 20) },
+					func() (Entry[int], error) { return c.Delete(t.Context(), "k", 1) },
+					func() (Entry[int], error) { return c.Update(t.Context(), "k", inc) },
+				} {
+					_, err := write()
+					require.ErrorIs(t, err, ErrUnavailable, name)
+					requireServed(t, c, "k")
+				}
 			}
-			assert.EqualValues(t, 3, c.Stats().DeclinedWrites, name)
+			assert.EqualValues(t, 6, c.Stats().DeclinedWrites, name)
 			assert.Zero(t, c.Stats().InDoubt, name)
 			assert.Zero(t, c.Stats().Panics, name)
 			assert.Equal(t, length, log.length(), "%s: the log was told nothing", name)
@@ -720,6 +730,29 @@ func TestBreaker_AWriteThatIsRefusedIsNotSent(t *testing.T) {
 			s.restore("k", 10, 1)
 			b.set(BreakerClosed)
 		}
+	})
+}
+
+// A write that the breaker has let through, but that came to no call, is none that the
+// source has failed.
+func TestBreaker_IsToldOfAWriteThatWasNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSource(), newMemLog()
+		s.set("k", 10)
+		var told []error
+		c := newCache(t, Options[string, int]{Store: s, Strict: true, Invalidator: log.invalidator(), DoubtTimeout: strictDoubt,
+			Breaker: allowFunc(func() (func(error), error) {
+				return func(err error) { told = append(told, err) }, nil
+			})})
+		require.NoError(t, c.Ready(t.Context()))
+		time.Sleep(2*strictDoubt + 3*testBeat)
+		log.setRefuse(errors.New("no quorum"))
+		_, err := c.CompareAndSet(t.Context(), "k", 1, 20)
+		require.ErrorIs(t, err, ErrUnavailable)
+		log.setRefuse(nil)
+		require.Len(t, told, 1)
+		require.ErrorIs(t, told[0], context.Canceled, "which does not count")
+		assert.Equal(t, row{value: 10, version: 1}, s.get("k"))
 	})
 }
 
@@ -957,6 +990,10 @@ func TestStaleIfError_WhatIsSuspect(t *testing.T) {
 					require.NoError(t, err, how)
 					assert.Equal(t, Entry[int]{Value: 10, Version: 1, Age: time.Second, Stale: true}, e, how)
 				}
+				x := c.Explain("k")
+				assert.True(t, x.Suspect && x.IfError && !x.Served)
+				x.CutOff = false // it is said instead
+				assert.Contains(t, x.String(), "lent as stale while that does not answer")
 				assert.GreaterOrEqual(t, c.Stats().StaleIfError, uint64(len(staleReaders)))
 				_, ok := c.Get("k")
 				assert.False(t, ok, "Get cannot say it")
@@ -999,7 +1036,18 @@ func TestStaleIfError_WhatIsSuspectIsNotBelowTheTideMark(t *testing.T) {
 		s.down()
 		_, err = c.Load(t.Context(), "k")
 		require.ErrorIs(t, err, errDown, "thrown away before")
+		assert.False(t, c.Explain("k").IfError)
 	})
+}
+
+// Of two who let go of the bypass the one that is late takes nothing back.
+func TestStaleIfError_DistrustOnlyGrows(t *testing.T) {
+	c := newCache(t, Options[string, int]{Store: newSource()})
+	c.distrust(8)
+	c.distrust(4)
+	assert.EqualValues(t, 8, c.distrusted.Load())
+	c.distrust(12)
+	assert.EqualValues(t, 12, c.distrusted.Load())
 }
 
 // No mark vouches for what is suspect: the log goes on, and the entry's age with it.

@@ -162,8 +162,9 @@ type write[K comparable, V any] struct {
 	fence  fence[K]
 	began  replica.Moment
 
-	sent    bool // the store was called
-	doubted bool // it is in doubt, and somebody sees to that
+	done    func(verdict error) // tells the breaker, which has let it through
+	sent    bool                // the store was called, and send tells the breaker
+	doubted bool                // it is in doubt, and somebody sees to that
 
 	// Of a strict write.
 
@@ -186,6 +187,9 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 		return none, ErrClosed
 	}
 	defer c.work.leave()
+	if err := c.mayWrite(w); err != nil {
+		return none, err
+	}
 	w.hash, w.op, w.began, w.epoch = c.keys.hash(w.key), newOpID(), c.moments(), c.sourceEpoch.Load()
 	w.fence = fence[K]{key: w.key, hash: w.hash, strong: true}
 	s := c.shard(w.hash)
@@ -200,11 +204,10 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 	returned := false
 	defer func() {
 		switch {
-		case returned || w.doubted:
-		case w.sent: // the store has ended this goroutine: nobody will hear of it
+		case !w.sent:
+			c.conclude(w.done, context.Canceled)
+		case !returned && !w.doubted: // the store has ended this goroutine: nobody will hear of it
 			c.doubt(w, errGoexit)
-		default: // the breaker has
-			c.told(w, mark{}, true)
 		}
 	}()
 	if c.opts.Strict {
@@ -224,10 +227,6 @@ func (c *Cache[K, V]) write(ctx context.Context, w *write[K, V], send func(OpID)
 // log knows of every write before it takes effect, whether or not this process
 // lives to tell (S33, S34). An error says that w must not be sent.
 func (c *Cache[K, V]) intend(ctx context.Context, w *write[K, V]) error {
-	if state, ok := c.breakerState(); ok && state == BreakerOpen {
-		c.stats.declinedWrites.Add(1) // an intent would take the key from every memory, for nothing
-		return fmt.Errorf("%w: the breaker is open", ErrUnavailable)
-	}
 	var err error
 	if w.name, err = c.encodeKey(w.key); err != nil {
 		return fmt.Errorf("%w: the key cannot be encoded: %w", ErrUnavailable, err)
@@ -282,16 +281,12 @@ func (c *Cache[K, V]) told(w *write[K, V], m mark, void bool) (ticket uint64) {
 	return c.replica.out.conclude(w.name, w.op, m, w.epoch, void)
 }
 
-// send calls the store if the breaker allows it. A call that panics, or ends its
+// send calls the store, and tells the breaker. A call that panics, or ends its
 // goroutine, has an unknown outcome, as one that returns an error nobody can read.
 func (c *Cache[K, V]) send(ctx context.Context, w *write[K, V], call func(OpID) (Version, error)) (v Version, err error) {
-	done, err := c.mayWrite()
-	if err != nil {
-		return 0, err
-	}
 	w.sent = true
 	err = errGoexit // for the breaker, if the call ends this goroutine
-	defer func() { c.conclude(done, c.verdict(ctx, err)) }()
+	defer func() { c.conclude(w.done, c.verdict(ctx, err)) }()
 	defer func() {
 		if r := recover(); r != nil {
 			err = c.caught(r)
