@@ -135,7 +135,7 @@ func TestOps_IsAMicroService(t *testing.T) {
 		subjects = append(subjects, e.Subject)
 		assert.Empty(t, e.QueueGroup, "all replicas answer, not one of them")
 	}
-	assert.ElementsMatch(t, []string{ops.StateSubject(natsCache), ops.InspectSubject(natsCache), ops.AuditSubject(natsCache)}, subjects)
+	assert.ElementsMatch(t, []string{ops.StateSubject(natsCache), ops.InspectSubject(natsCache), ops.AuditSubject(natsCache), ops.BypassSubject(natsCache)}, subjects)
 }
 
 // What Serve says that it needs is enough, for who answers and for who asks.

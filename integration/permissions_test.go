@@ -309,6 +309,23 @@ func (st *stage) asAsking() error {
 	return errors.Join(err, err2, err3)
 }
 
+func (st *stage) asSwitching() error {
+	cache, err := tidemark.New(tidemark.Options[string, int]{})
+	require.NoError(st.t, err)
+	defer cache.Close(context.Background())
+	view, err := ops.New(cache, ops.Options[string, int]{Name: natsCache, AllowBypass: true})
+	require.NoError(st.t, err)
+	service, err := view.Serve(st.free)
+	require.NoError(st.t, err)
+	defer func() { _ = service.Stop() }()
+	require.NoError(st.t, st.free.Flush())
+	if _, err := ops.AskBypass(st.brief(), st.restrict, natsCache, true); err != nil {
+		return err
+	}
+	require.True(st.t, cache.Stats().Bypassed)
+	return nil
+}
+
 func (st *stage) asStore(follow bool) error {
 	t := st.t
 	js := admin(t, st.free)
@@ -393,6 +410,7 @@ var works = map[string]func(*stage) error{
 	},
 	"a replica that answers operators": (*stage).asAnswering,
 	"who asks the replicas":            (*stage).asAsking,
+	"who switches the cache off":       (*stage).asSwitching,
 	"natskv":                           func(st *stage) error { return st.asStore(false) },
 	"natskv, Follow":                   func(st *stage) error { return st.asStore(true) },
 }

@@ -27,14 +27,14 @@ const quiet = 300 * time.Millisecond
 // instances. An error besides reports says which answers could not be understood; it
 // is [ErrNobody] if there are none.
 func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Report, error) {
-	reports, err := ask[Report](ctx, nc, StateSubject(name), nil)
+	reports, err := ask[Report](ctx, nc, StateSubject(name), nil, nil)
 	slices.SortFunc(reports, func(a, b Report) int { return cmp.Compare(a.Instance, b.Instance) })
 	return reports, err
 }
 
 // AskKey is Ask for what they know of the key that is written as text, with its
 // value if that is set. A replica that shows no values, or does not understand the
-// key, is in the error.
+// key, is in the error, which wraps [ErrNoValues] for the former.
 func AskKey(ctx context.Context, nc *nats.Conn, name, text string, value bool) ([]Inspection, error) {
 	if !utf8.ValidString(text) {
 		return nil, fmt.Errorf("%w: it is not valid UTF-8, and cannot be asked for", ErrKey)
@@ -43,13 +43,31 @@ func AskKey(ctx context.Context, nc *nats.Conn, name, text string, value bool) (
 	if err != nil {
 		return nil, fmt.Errorf("ops: ask: %w", err)
 	}
-	all, err := ask[Inspection](ctx, nc, InspectSubject(name), q)
+	all, err := ask[Inspection](ctx, nc, InspectSubject(name), q, ErrNoValues)
 	slices.SortFunc(all, func(a, b Inspection) int { return cmp.Compare(a.Instance, b.Instance) })
 	return all, err
 }
 
+// An answerError is an error that a replica has answered.
+type answerError struct {
+	code, text string
+	refusal    error // what 403 means
+}
+
+func (e *answerError) Error() string {
+	return fmt.Sprintf("ops: a replica says %s: %s", e.code, e.text)
+}
+
+func (e *answerError) Unwrap() error {
+	if e.code == "403" {
+		return e.refusal
+	}
+	return nil
+}
+
 // ask collects the answers to one question.
-func ask[A any](ctx context.Context, nc *nats.Conn, subject string, question []byte) (all []A, err error) {
+// refusal is what the code 403 means.
+func ask[A any](ctx context.Context, nc *nats.Conn, subject string, question []byte, refusal error) (all []A, err error) {
 	inbox := nc.NewInbox()
 	sub, err := nc.SubscribeSync(inbox)
 	if err != nil {
@@ -74,7 +92,7 @@ func ask[A any](ctx context.Context, nc *nats.Conn, subject string, question []b
 			break // the server: there is nobody
 		}
 		if code := m.Header.Get(micro.ErrorCodeHeader); code != "" {
-			errs = append(errs, fmt.Errorf("ops: a replica says %s: %s", code, m.Header.Get(micro.ErrorHeader)))
+			errs = append(errs, &answerError{code, m.Header.Get(micro.ErrorHeader), refusal})
 			continue
 		}
 		var a A

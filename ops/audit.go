@@ -140,7 +140,7 @@ func AskAudit(ctx context.Context, nc *nats.Conn, name string, start, keys bool)
 	if err != nil {
 		return nil, fmt.Errorf("ops: ask: %w", err)
 	}
-	all, err := ask[Audit](ctx, nc, AuditSubject(name), q)
+	all, err := ask[Audit](ctx, nc, AuditSubject(name), q, nil)
 	slices.SortFunc(all, func(a, b Audit) int { return cmp.Compare(a.Instance, b.Instance) })
 	return all, err
 }

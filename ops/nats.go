@@ -35,16 +35,18 @@ type Service struct{ service micro.Service }
 // Serve makes this replica answer on NATS, as a service of the micro framework
 // (ADR-32) named "tidemark", so that "nats micro" finds it too. Every replica
 // answers each question, in JSON: on [StateSubject] with a [Report], on
-// [InspectSubject] with an [Inspection], on [AuditSubject] with an [Audit], or with the
-// error codes of HTTP: 400 for what is not a key, 403 for a value that is not to be
-// shown, 409 for a cycle that cannot begin since the cache is closed.
+// [InspectSubject] with an [Inspection], on [AuditSubject] with an [Audit], on
+// [BypassSubject] with a [Bypass], or with the error codes of HTTP: 400 for what is not a
+// key, 403 for a value that is not to be shown and a bypass that is not to be set, 409
+// for a cycle that cannot begin since the cache is closed.
 //
 // A client needs permission to subscribe to "tidemark.v1.NAME.ops.>" and, for the
 // framework's own PING, INFO and STATS, to "$SRV.>", and to answer: "allow_responses"
-// is enough. Without the permission for "$SRV.>" the three subjects work all the same,
+// is enough. Without the permission for "$SRV.>" the subjects work all the same,
 // and the connection complains once. Who may publish on the subjects may ask, and
 // with them for every key, and let the auditor begin a cycle, at the rate that the
-// program has set: give it to operators only. It costs nothing while nobody asks. Set
+// program has set; and with Options.AllowBypass send every read to the source: give it to
+// operators only. It costs nothing while nobody asks. Set
 // the connection's error and closed handlers before Serve.
 func (v *View) Serve(nc *nats.Conn) (*Service, error) {
 	if nc == nil {
@@ -52,7 +54,7 @@ func (v *View) Serve(nc *nats.Conn) (*Service, error) {
 	}
 	s, err := micro.AddService(nc, micro.Config{
 		Name:               serviceName,
-		Version:            "1.1.0", // of the endpoints
+		Version:            "1.2.0", // of the endpoints
 		Description:        "what the replicas of a tidemark cache say of themselves",
 		Metadata:           map[string]string{"cache": v.name, "instance": v.instance},
 		QueueGroupDisabled: true, // everybody answers
@@ -67,6 +69,7 @@ func (v *View) Serve(nc *nats.Conn) (*Service, error) {
 		{"state", StateSubject(v.name), v.answerState},
 		{"inspect", InspectSubject(v.name), v.answerInspect},
 		{"audit", AuditSubject(v.name), v.answerAudit},
+		{"bypass", BypassSubject(v.name), v.answerBypass},
 	} {
 		if err := s.AddEndpoint(e.name, micro.HandlerFunc(e.handle), micro.WithEndpointSubject(e.subject)); err != nil {
 			return nil, errors.Join(fmt.Errorf("ops: serve %s: %w", e.name, err), s.Stop())

@@ -56,6 +56,11 @@ type Options[K comparable, V any] struct {
 	// returns a value as people read it, which may leave out what is not theirs
 	// to see. At most 4 KiB of it are shown. Nil means that no value ever is.
 	FormatValue func(value V) string
+
+	// AllowBypass lets whoever may publish on [BypassSubject] switch this cache off
+	// and on, as "tidemark bypass" does: see [tidemark.Cache.SetBypass]. Reads then
+	// cost the source what they cost without a cache.
+	AllowBypass bool
 }
 
 // A View is one cache as people see it. Make one with New. It is safe for
@@ -67,6 +72,7 @@ type View struct {
 	inspect func(key string, value bool) (Inspection, error)
 	audit   func(keys bool) Audit
 	start   func() (tidemark.AuditReport, error)
+	bypass  func(on bool) (Bypass, error)
 }
 
 // A Report is what one replica says of itself. Durations are in nanoseconds in
@@ -165,6 +171,7 @@ func New[K comparable, V any](cache *tidemark.Cache[K, V], o Options[K, V]) (*Vi
 			Settings: facts, Warnings: warnings, Build: build}
 	}
 	v.audit, v.start = auditor(cache, o, settings.KeyCodec)
+	v.bypass = bypassOf(cache, o)
 	v.inspect = func(text string, value bool) (Inspection, error) {
 		if value && o.FormatValue == nil {
 			return Inspection{}, ErrNoValues

@@ -3,9 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"strconv"
@@ -46,37 +44,23 @@ cannot be asked or has no auditor.
 // runAudit is "tidemark audit".
 func runAudit(ctx context.Context, args []string, std streams) int {
 	var target busTarget
-	flags := flag.NewFlagSet("audit", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, auditUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("audit", auditUsage, std)
 	target.defineServer(flags)
 	wait := flags.Duration("wait", 30*time.Second, "wait for the cycles for this `duration`, and print what is known then; 0 begins none")
 	keys := flags.Bool("keys", false, "print the latest mismatches with their keys, and what happened to them")
 	asJSON := flags.Bool("json", false, "print JSON")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, target.validate, noArguments(flags)); done {
 		return status
-	}
-	if err := target.validate(); err != nil {
-		return complain(std, "audit", err)
-	}
-	if flags.NArg() > 0 {
-		return complain(std, "audit", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	nc, err := target.connect(nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
-		fmt.Fprintf(std.err, "tidemark audit: %v\n", err)
-		return exitFailed
+		return fail(std, "audit", err)
 	}
 	defer nc.Close()
 	all, late, err := audits(ctx, nc, target.name, *wait, *keys)
 	switch {
 	case *asJSON:
-		e := json.NewEncoder(std.out)
-		e.SetIndent("", "  ")
-		err = errors.Join(err, e.Encode(all))
+		err = errors.Join(err, printJSON(std.out, all))
 	case len(all) > 0:
 		err = errors.Join(err, printAudits(std.out, all, *keys))
 	}
@@ -89,8 +73,7 @@ func runAudit(ctx context.Context, args []string, std streams) int {
 		fmt.Fprintf(std.err, "tidemark audit: the cycle has not ended on %s\n", printable(strings.Join(late, ", ")))
 	}
 	if err != nil {
-		fmt.Fprintf(std.err, "tidemark audit: %v\n", err)
-		return exitFailed
+		return fail(std, "audit", err)
 	}
 	for _, a := range all {
 		if a.Report.Mismatches() > 0 {

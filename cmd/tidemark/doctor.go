@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -101,12 +99,7 @@ func (d *doctor) fail(about, do, format string, args ...any) {
 // runDoctor is "tidemark doctor".
 func runDoctor(ctx context.Context, args []string, std streams) int {
 	d := &doctor{}
-	flags := flag.NewFlagSet("doctor", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, doctorUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("doctor", doctorUsage, std)
 	d.target.defineServer(flags)
 	flags.StringVar(&d.target.schema, "schema", "", "`schema` of the cache")
 	flags.BoolVar(&d.target.stream, "stream", false, "the cache has a JetStream stream")
@@ -116,22 +109,15 @@ func runDoctor(ctx context.Context, args []string, std streams) int {
 	flags.Int64Var(&d.stream.MaxBytes, "max-bytes", 256<<20, "`bytes` that the stream should have room for")
 	asJSON := flags.Bool("json", false, "print JSON")
 	timeout := flags.Duration("timeout", 30*time.Second, "give up after this `duration`")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, d.target.validate, noArguments(flags)); done {
 		return status
-	}
-	if err := d.target.validate(); err != nil {
-		return complain(std, "doctor", err)
-	}
-	if flags.NArg() > 0 {
-		return complain(std, "doctor", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	d.stream.Existing = true
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	d.examine(ctx)
 	if err := d.print(std.out, *asJSON); err != nil {
-		fmt.Fprintf(std.err, "tidemark doctor: %v\n", err)
-		return exitFailed
+		return fail(std, "doctor", err)
 	}
 	for _, f := range d.all {
 		if f.Level == "error" {
@@ -143,9 +129,7 @@ func runDoctor(ctx context.Context, args []string, std streams) int {
 
 func (d *doctor) print(w io.Writer, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(d.all)
+		return printJSON(w, d.all)
 	}
 	count := map[string]int{}
 	for _, f := range d.all {
@@ -157,8 +141,16 @@ func (d *doctor) print(w io.Writer, asJSON bool) error {
 			fmt.Fprintf(w, "         -> %s\n", f.Do)
 		}
 	}
-	_, err := fmt.Fprintf(w, "\n%d errors, %d warnings, %d ok\n", count["error"], count["warning"], count["ok"])
+	_, err := fmt.Fprintf(w, "\n%s, %s, %d ok\n", plural(count["error"], "error"), plural(count["warning"], "warning"), count["ok"])
 	return err
+}
+
+// plural says how many there are.
+func plural(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // indented returns text of several lines as it is printed.
@@ -494,9 +486,6 @@ func (d *doctor) replica(r ops.Report, asked, answered time.Time) {
 	}
 	if r.Stats.Bypassed {
 		d.warn(who, "SetBypass(false), if whoever set it trusts the cache again", "it is bypassed: nothing is served from memory")
-	}
-	if r.Stats.Shadow {
-		d.warn(who, "Options.Shadow, once you trust it", "it is in shadow mode: nothing is served from memory")
 	}
 	if n := r.Stats.AuditStale + r.Stats.AuditDiffers + r.Stats.AuditAhead; n > 0 {
 		d.fail(who, "tidemark audit -keys shows them: who changes those keys and tells nobody? If they are ahead, did the source go back?",

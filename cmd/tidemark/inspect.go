@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -44,12 +42,7 @@ The store is opened for reading. It is one of
 // runInspect is "tidemark inspect".
 func runInspect(ctx context.Context, args []string, std streams) int {
 	var target busTarget
-	flags := flag.NewFlagSet("inspect", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, inspectUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("inspect", inspectUsage, std)
 	target.defineServer(flags)
 	flags.StringVar(&target.keyType, "key-type", "string", "`type` of the keys in a store of SQLite: string or int")
 	var row rowSource
@@ -61,11 +54,8 @@ func runInspect(ctx context.Context, args []string, std streams) int {
 	value := flags.Bool("value", false, "print the value, too")
 	asJSON := flags.Bool("json", false, "print JSON")
 	timeout := flags.Duration("timeout", 10*time.Second, "give up after this `duration`")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, target.validate); done {
 		return status
-	}
-	if err := target.validate(); err != nil {
-		return complain(std, "inspect", err)
 	}
 	if misplaced := misplacedFlag(flags); flags.NArg() > 1 && misplaced != "" {
 		return complain(std, "inspect", fmt.Errorf("%s stands behind the key: flags come before KEY", misplaced))
@@ -87,15 +77,12 @@ func runInspect(ctx context.Context, args []string, std streams) int {
 	x, err := inspect(ctx, target, key, *value, source)
 	switch {
 	case *asJSON:
-		e := json.NewEncoder(std.out)
-		e.SetIndent("", "  ")
-		err = errors.Join(err, e.Encode(x))
+		err = errors.Join(err, printJSON(std.out, x))
 	case len(x.Replicas) > 0:
 		err = errors.Join(err, x.print(std))
 	}
 	if err != nil {
-		fmt.Fprintf(std.err, "tidemark inspect: %v\n", err)
-		return exitFailed
+		return fail(std, "inspect", err)
 	}
 	return exitOK
 }
@@ -138,6 +125,10 @@ func inspect(ctx context.Context, target busTarget, key string, value bool, sour
 	}
 	defer nc.Close()
 	x.Replicas, err = ops.AskKey(ctx, nc, target.name, key, value)
+	if errors.Is(err, ops.ErrNoValues) { // the rest can be seen
+		failed = errors.Join(failed, fmt.Errorf("not every replica shows values: %w", ops.ErrNoValues))
+		x.Replicas, err = ops.AskKey(ctx, nc, target.name, key, false)
+	}
 	if errors.Is(err, ops.ErrNobody) {
 		err = errors.Join(err, nc.LastError())
 	}
@@ -272,6 +263,9 @@ func readerOf[K comparable](db *sql.DB, table string, key K) (r sourceReader, er
 			_, version, err := s.Load(ctx, key)
 			if errors.Is(err, tidemark.ErrNotFound) {
 				return sourceState{version, true}, nil
+			}
+			if err != nil && strings.Contains(err.Error(), "no such table") {
+				err = fmt.Errorf("%w; -table names another", err)
 			}
 			return sourceState{Version: version}, err
 		},

@@ -104,22 +104,14 @@ func (t *busTarget) connect(options ...nats.Option) (*nats.Conn, error) {
 // runInvalidate is "tidemark invalidate".
 func runInvalidate(ctx context.Context, args []string, std streams) int {
 	var target busTarget
-	flags := flag.NewFlagSet("invalidate", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, invalidateUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("invalidate", invalidateUsage, std)
 	target.define(flags)
 	flags.StringVar(&target.schema, "schema", "", "`schema` of the cache")
 	epoch := flags.Uint("epoch", 0, "declare this `epoch` of the source: it was restored, or has failed over backwards; with -all")
 	all := flags.Bool("all", false, "everything may have changed")
 	timeout := flags.Duration("timeout", 10*time.Second, "give up after this `duration`")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, target.validate); done {
 		return status
-	}
-	if err := target.validate(); err != nil {
-		return complain(std, "invalidate", err)
 	}
 	if *all && flags.NArg() > 0 {
 		return complain(std, "invalidate", errors.New("-all takes no keys"))
@@ -148,8 +140,7 @@ func runInvalidate(ctx context.Context, args []string, std streams) int {
 		if errors.As(err, new(*tidemark.OptionError)) || errors.As(err, new(*logError)) || errors.As(err, new(*keyTypeError)) {
 			return complain(std, "invalidate", err)
 		}
-		fmt.Fprintf(std.err, "tidemark invalidate: %v\n", err)
-		return exitFailed
+		return fail(std, "invalidate", err)
 	}
 	what := fmt.Sprintf("%d keys", len(changed))
 	switch {

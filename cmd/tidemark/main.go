@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -42,6 +43,7 @@ var commands = []command{
 	{"top", "show the replicas of a cache, and what they do, while you look", runTop},
 	{"inspect", "ask every replica, and the source, for the version of a key, and why", runInspect},
 	{"audit", "let every replica compare its memory with the source, and say what it found", runAudit},
+	{"bypass", "let no replica serve anything from memory, or let them serve again", runBypass},
 	{"doctor", "look for what is wrong with a cache's streams, permissions, clocks and options", runDoctor},
 }
 
@@ -94,20 +96,59 @@ func usage(w io.Writer) {
 	fmt.Fprint(w, "\n\"tidemark <command> -h\" explains a command.\n")
 }
 
-// parse parses the flags of a subcommand. If done is true, the subcommand ends
-// with status.
-func parse(flags *flag.FlagSet, args []string) (status int, done bool) {
+// newFlags returns the flags of a subcommand, which are explained below its usage.
+func newFlags(command, usage string, std streams) *flag.FlagSet {
+	flags := flag.NewFlagSet(command, flag.ContinueOnError)
+	flags.SetOutput(std.err)
+	flags.Usage = func() {
+		fmt.Fprint(std.err, usage)
+		flags.PrintDefaults()
+	}
+	return flags
+}
+
+// parse parses the flags of a subcommand and makes the checks, until one of them finds
+// a mistake. If done is true, the subcommand ends with status.
+func parse(std streams, flags *flag.FlagSet, args []string, checks ...func() error) (status int, done bool) {
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK, true
 	case err != nil:
 		return exitUsage, true // flags has said what is wrong
 	}
+	for _, check := range checks {
+		if err := check(); err != nil {
+			return complain(std, flags.Name(), err), true
+		}
+	}
 	return exitOK, false
+}
+
+// noArguments checks that nothing stands behind the flags.
+func noArguments(flags *flag.FlagSet) func() error {
+	return func() error {
+		if flags.NArg() > 0 {
+			return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		}
+		return nil
+	}
 }
 
 // complain reports a mistake in the arguments of a subcommand.
 func complain(std streams, command string, err error) int {
 	fmt.Fprintf(std.err, "tidemark %s: %v\n", command, err)
 	return exitUsage
+}
+
+// fail reports that a subcommand could not do its work.
+func fail(std streams, command string, err error) int {
+	fmt.Fprintf(std.err, "tidemark %s: %v\n", command, err)
+	return exitFailed
+}
+
+// printJSON prints a value as JSON for people.
+func printJSON(w io.Writer, value any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(value)
 }

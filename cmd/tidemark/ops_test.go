@@ -126,6 +126,7 @@ func TestInspect(t *testing.T) {
 	r = inspect("-store", "sqlite:"+file+"?table=nosuch", "alice")
 	assert.Equal(t, exitFailed, r.status)
 	assert.Contains(t, r.err, "the source")
+	assert.Contains(t, r.err, "-table names another")
 	assert.Contains(t, r.out, "version 1", "the replicas answer all the same")
 	r = tidemarkWith(t.Context(), "", "inspect", "-server", s.ClientURL(), "-name", "nosuch", "alice")
 	assert.Equal(t, exitFailed, r.status)
@@ -576,7 +577,7 @@ func TestDoctor_Replicas(t *testing.T) {
 		"no relay":        {func(r *ops.Report) { r.Stats.State, r.Settings.Prober = tidemark.Suspect, true }, "error", "is a tidemark relay running?"},
 		"ended":           {func(r *ops.Report) { r.Stats.State = tidemark.Ended }, "warning", "closed"},
 		"bypassed":        {func(r *ops.Report) { r.Stats.Bypassed = true }, "warning", "bypassed"},
-		"shadow":          {func(r *ops.Report) { r.Stats.Shadow = true }, "warning", "shadow mode"},
+		"shadow":          {func(r *ops.Report) { r.Warnings = (&tidemark.Options[string, int]{Shadow: true}).Warnings() }, "warning", "Shadow is set"},
 		"stale":           {func(r *ops.Report) { r.Stats.AuditStale = 2 }, "error", "confirmed 2 mismatches"},
 		"ahead":           {func(r *ops.Report) { r.Stats.AuditAhead = 1 }, "error", "confirmed 1 mismatches"},
 		"breaker open":    {func(r *ops.Report) { r.Stats.Breaker = tidemark.BreakerOpen }, "warning", "breaker is open"},

@@ -61,12 +61,7 @@ func (t *pgTarget) validate() error {
 // runOutbox is "tidemark outbox".
 func runOutbox(ctx context.Context, args []string, std streams) int {
 	var target pgTarget
-	flags := flag.NewFlagSet("outbox", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, outboxUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("outbox", outboxUsage, std)
 	target.define(flags)
 	flags.StringVar(&target.table.Version, "version", "version", "`column` of the version, or - if there is none")
 	flags.BoolVar(&target.table.NoNotify, "no-notify", false, "leave out NOTIFY, under which transactions commit one after the other")
@@ -78,14 +73,8 @@ func runOutbox(ctx context.Context, args []string, std streams) int {
 	if len(args) > 0 && args[0] != "" && args[0][0] != '-' {
 		action, args = args[0], args[1:]
 	}
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, noArguments(flags), target.validate); done {
 		return status
-	}
-	if flags.NArg() > 0 {
-		return complain(std, "outbox", fmt.Errorf("%q is one argument too many", flags.Arg(0)))
-	}
-	if err := target.validate(); err != nil {
-		return complain(std, "outbox", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
@@ -107,8 +96,7 @@ func runOutbox(ctx context.Context, args []string, std streams) int {
 		return complain(std, "outbox", fmt.Errorf("%q is not install, print, check or remove", action))
 	}
 	if err != nil {
-		fmt.Fprintf(std.err, "tidemark outbox: %v\n", err)
-		return exitFailed
+		return fail(std, "outbox", err)
 	}
 	return exitOK
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"log/slog"
 	"math"
 	"time"
@@ -44,12 +43,7 @@ func runRelay(ctx context.Context, args []string, std streams) int {
 	var target pgTarget
 	var o outbox.RelayOptions
 	stream := tidemark.NATSStream{}
-	flags := flag.NewFlagSet("relay", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, relayUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("relay", relayUsage, std)
 	target.define(flags)
 	flags.StringVar(&bus.server, "server", nats.DefaultURL, "`url` of the NATS server")
 	flags.StringVar(&bus.name, "name", "", "`name` of the cache; required")
@@ -62,7 +56,7 @@ func runRelay(ctx context.Context, args []string, std streams) int {
 	flags.DurationVar(&o.Poll, "poll", 0, "look every `duration`, beside being woken; 0 means 250ms")
 	flags.DurationVar(&o.Lease, "lease", 0, "another relay takes over when this one is stuck for this `duration`; 0 means 10s")
 	every := flags.Duration("stats", 0, "write a line every `duration`; 0 means never")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args); done {
 		return status
 	}
 	if err := validateRelay(flags, &target, bus.name, *epoch); err != nil {
@@ -88,8 +82,7 @@ func runRelay(ctx context.Context, args []string, std streams) int {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if err := r.Close(ctx); err != nil {
-		fmt.Fprintf(std.err, "tidemark relay: %v\n", err)
-		return exitFailed
+		return fail(std, "relay", err)
 	}
 	return exitOK
 }
@@ -98,7 +91,7 @@ func runRelay(ctx context.Context, args []string, std streams) int {
 func validateRelay(flags *flag.FlagSet, target *pgTarget, name string, epoch uint) error {
 	switch {
 	case flags.NArg() > 0:
-		return fmt.Errorf("%q is one argument too many", flags.Arg(0))
+		return noArguments(flags)()
 	case name == "":
 		return errors.New("-name is required")
 	case epoch > math.MaxUint32:

@@ -41,22 +41,14 @@ it is measured.
 // runStorm is "tidemark storm".
 func runStorm(ctx context.Context, args []string, std streams) int {
 	config := storm.Default()
-	flags := flag.NewFlagSet("storm", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, stormUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("storm", stormUsage, std)
 	names := flags.String("contenders", "", "`names` of the contenders, in their order, separated by commas; the default is "+
 		strings.Join(config.Contenders, ",")+", and with -redis redis,redis-fenced after ristretto")
 	jsonFile := flags.String("json", "", "also write the report as JSON to this `file`")
 	htmlFile := flags.String("html", "", "also write the report with charts as one HTML page to this `file`")
 	stormFlags(flags, &config)
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, noArguments(flags)); done {
 		return status
-	}
-	if flags.NArg() > 0 {
-		return complain(std, "storm", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	config.Contenders = storm.Names(config.Redis != "")
 	flags.Visit(func(f *flag.Flag) {
@@ -141,8 +133,7 @@ func stormFlags(f *flag.FlagSet, c *storm.Config) {
 // stormReport runs the storm and prints what it found.
 func stormReport(ctx context.Context, config storm.Config, command string, files []reportFile, std streams) int {
 	fail := func(err error) int {
-		fmt.Fprintf(std.err, "tidemark storm: %v\n", err)
-		return exitFailed
+		return fail(std, "storm", err)
 	}
 	p := newProgress(std.err)
 	report, err := storm.Run(ctx, config, p.update)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -49,24 +48,13 @@ of the time since its start, as numbers.
 // runTop is "tidemark top".
 func runTop(ctx context.Context, args []string, std streams) int {
 	var target busTarget
-	flags := flag.NewFlagSet("top", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, topUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("top", topUsage, std)
 	target.defineServer(flags)
 	flags.BoolVar(&target.stream, "stream", false, "the cache has a JetStream stream, and this account may look at it")
 	once := flags.Bool("once", false, "print one table and end; the status is 1 if nobody answers")
 	interval := flags.Duration("interval", time.Second, "`time` between two questions")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, target.validate, noArguments(flags)); done {
 		return status
-	}
-	if err := target.validate(); err != nil {
-		return complain(std, "top", err)
-	}
-	if flags.NArg() > 0 {
-		return complain(std, "top", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
 	}
 	if *interval < 100*time.Millisecond {
 		return complain(std, "top", fmt.Errorf("-interval is %v, want at least 100ms", *interval))
@@ -77,15 +65,13 @@ func runTop(ctx context.Context, args []string, std streams) int {
 	}
 	nc, err := target.connect(nats.MaxReconnects(-1), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
-		fmt.Fprintf(std.err, "tidemark top: %v\n", err)
-		return exitFailed
+		return fail(std, "top", err)
 	}
 	defer nc.Close()
 	t := &topper{target: target, nc: nc}
 	if *once {
 		if err := t.sample(ctx); err != nil {
-			fmt.Fprintf(std.err, "tidemark top: %v\n", err)
-			return exitFailed
+			return fail(std, "top", err)
 		}
 		if err := t.print(std.out, 0, 0); err != nil {
 			return exitFailed
@@ -93,8 +79,7 @@ func runTop(ctx context.Context, args []string, std streams) int {
 		return exitOK
 	}
 	if err := t.watch(ctx, std.in, screen, *interval); err != nil {
-		fmt.Fprintf(std.err, "tidemark top: %v\n", err)
-		return exitFailed
+		return fail(std, "top", err)
 	}
 	return exitOK
 }

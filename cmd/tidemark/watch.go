@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"strconv"
@@ -30,28 +29,16 @@ shows what is appended to the cache's JetStream stream from now on.
 // runWatch is "tidemark watch".
 func runWatch(ctx context.Context, args []string, std streams) int {
 	var target busTarget
-	flags := flag.NewFlagSet("watch", flag.ContinueOnError)
-	flags.SetOutput(std.err)
-	flags.Usage = func() {
-		fmt.Fprint(std.err, watchUsage)
-		flags.PrintDefaults()
-	}
+	flags := newFlags("watch", watchUsage, std)
 	target.define(flags)
 	asJSON := flags.Bool("json", false, "print JSON, one object a line")
 	count := flags.Int("count", 0, "end after this `number` of messages; 0: never")
-	if status, done := parse(flags, args); done {
+	if status, done := parse(std, flags, args, noArguments(flags), target.validate); done {
 		return status
-	}
-	if flags.NArg() > 0 {
-		return complain(std, "watch", fmt.Errorf("unexpected argument %q", flags.Arg(0)))
-	}
-	if err := target.validate(); err != nil {
-		return complain(std, "watch", err)
 	}
 	w := &watcher{out: std.out, err: std.err, keyType: target.keyType, asJSON: *asJSON, left: *count, done: make(chan struct{})}
 	if err := w.watch(ctx, target); err != nil {
-		fmt.Fprintf(std.err, "tidemark watch: %v\n", err)
-		return exitFailed
+		return fail(std, "watch", err)
 	}
 	return exitOK
 }

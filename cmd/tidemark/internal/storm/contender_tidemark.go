@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,11 +27,22 @@ func (tidemarkContender) name() string { return "tidemark" }
 
 func (tidemarkContender) promise(Config) promise {
 	return promise{
-		text: "never below the replica's tide mark: what it has shown, written or been told of; and\n" +
-			"once told that messages may be missing, nothing from before that is not checked again.\n" +
-			"On core NATS no bound in time is promised.",
+		text:     tidemarkText + ".\nOn core NATS no bound in time is promised.",
 		tideMark: true,
 	}
+}
+
+// tidemarkText is what all of them promise.
+const tidemarkText = "never below the replica's tide mark: what it has shown, written or been told of; and\n" +
+	"once told that messages may be missing, nothing from before that is not checked again"
+
+// likewise says "as" the contender called name, if it is in the same table, and else what
+// both promise.
+func likewise(c Config, name, both string) string {
+	if slices.Contains(c.Contenders, name) {
+		return "as " + name
+	}
+	return both
 }
 
 func (tidemarkContender) open(env *environment) (replica, error) {

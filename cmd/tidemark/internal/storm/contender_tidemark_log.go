@@ -1,6 +1,7 @@
 package storm
 
 import (
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -15,8 +16,9 @@ type tidemarkLogContender struct{}
 func (tidemarkLogContender) name() string { return "tidemark-log" }
 
 func (tidemarkLogContender) promise(c Config) promise {
+	asTidemark := likewise(c, "tidemark", tidemarkText)
 	p := promise{
-		text: "as tidemark, and no read misses a change that was confirmed more than " + c.Bound.String() + "\n" +
+		text: asTidemark + ", and no read misses a change that was confirmed more than " + c.Bound.String() + "\n" +
 			"before it began: by a deposit that returned, or by the job that told the replicas. Commits\n" +
 			"of killed writers, and of the job before it tells, are stale reads but confirmed to nobody.\n" +
 			weatherOfLogs,
@@ -25,12 +27,12 @@ func (tidemarkLogContender) promise(c Config) promise {
 	}
 	if c.Store != "" {
 		p.heard, p.committed = true, true
-		p.text = "as tidemark, and no read misses a change that was committed more than " + c.Bound.String() + "\n" +
+		p.text = asTidemark + ", and no read misses a change that was committed more than " + c.Bound.String() + "\n" +
 			"before it began, whoever made it: the database tells of it through its outbox. " + weatherOfLogs
 	}
 	if c.ReadLevel == levelAny {
 		p.counted = true
-		p.text = "as tidemark. Read at Any it states no bound; what is beyond " + c.Bound.String() + " is counted all the same."
+		p.text = asTidemark + ". Read at Any it states no bound; what is beyond " + c.Bound.String() + " is counted all the same."
 	}
 	return p
 }
@@ -86,13 +88,14 @@ func (tidemarkStrictContender) name() string { return "tidemark-strict" }
 func (t tidemarkStrictContender) promise(c Config) promise {
 	p := t.tidemarkLogContender.promise(c)
 	p.committed = true
+	asLog := likewise(c, "tidemark-log", likewise(c, "tidemark", tidemarkText))
 	if !p.counted && !p.heard {
-		p.text = "as tidemark-log, and no read misses a deposit that was committed more than " + c.Bound.String() + "\n" +
+		p.text = asLog + ", and no read misses a deposit that was committed more than " + c.Bound.String() + "\n" +
 			"before it began, whether or not its writer lived to tell. While the log cannot be reached\n" +
 			"deposits fail before they are made."
 	}
 	if !p.counted && p.heard {
-		p.text = "as tidemark-log, and while the log cannot be reached deposits fail before they are made."
+		p.text = likewise(c, "tidemark-log", strings.TrimSuffix(p.text, ".")) + ", and while the log cannot be reached deposits fail before they are made."
 	}
 	return p
 }

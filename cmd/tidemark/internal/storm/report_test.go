@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -73,5 +74,24 @@ func TestReportJSONIsSchema1(t *testing.T) {
 		"lost_updates", "wrong_at_rest", "beyond_bound", "db_reads", "read_p50_ns", "read_p99_ns", "write_p50_us", "write_p99_us",
 	} {
 		assert.Contains(t, got.Contenders[0], field)
+	}
+}
+
+// A promise that is told by another's needs that one in the same table.
+func TestPromisesCanBeReadInTheirTable(t *testing.T) {
+	for _, of := range []contender{tidemarkLogContender{}, tidemarkStrictContender{}} {
+		for _, store := range []string{"", "postgres://"} {
+			for level := range 2 {
+				c := Config{Contenders: []string{of.name()}, Bound: time.Second, Store: store}
+				if level == 1 {
+					c.ReadLevel = levelAny
+				}
+				assert.Contains(t, of.promise(c).text, tidemarkText)
+				assert.NotContains(t, of.promise(c).text, "as tidemark")
+				c.Contenders = []string{"tidemark", "tidemark-log", "tidemark-strict"}
+				assert.Contains(t, of.promise(c).text, "as tidemark")
+				assert.NotContains(t, of.promise(c).text, tidemarkText)
+			}
+		}
 	}
 }
