@@ -39,8 +39,7 @@ help: ## this list
 	@awk -F ': *## *' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "modules: $(MODULES)"
 
-test: ## every module: go vet, then the tests with the race detector; a skipped test fails the run
-	@$(call each,go vet ./...)
+test: ## every module, with the race detector; a skipped test fails the run
 	@$(NOSKIP) $(MODULES) -- -race -shuffle=on -timeout $(TIMEOUT) ./...
 	@$(NOSKIP) . -- -shuffle=on -timeout $(TIMEOUT) -run '^(TestTrap|TestPolicy|TestWithin_Costs|TestSim$$)' . # at full size and speed, which the detector is too slow for
 	@$(NOSKIP) bench -- -shuffle=on -timeout $(TIMEOUT) -run '^TestGuard_' . # ratios to other caches, and allocations
