@@ -1,6 +1,6 @@
-// Package otel exports what caches count through the metric API of OpenTelemetry,
-// as observable instruments. Import it by another name, since a program that uses
-// it has another package otel:
+// Package otel exports what caches count, [metrics.All], through the metric API of
+// OpenTelemetry, as observable instruments. Import it by another name, since a program
+// that uses it has another package otel:
 //
 //	import tidemarkotel "github.com/tidemark-go/tidemark/metrics/otel"
 //

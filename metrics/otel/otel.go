@@ -16,7 +16,11 @@ import (
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/metrics"
 )
+
+// exported is what the instruments are of.
+var exported = metrics.All()
 
 // A Source is a cache: every [*tidemark.Cache] is one, whatever its types.
 type Source interface {
@@ -26,7 +30,7 @@ type Source interface {
 // Metrics are the instruments of a meter provider, and the caches that they
 // observe. Make one with New. All methods are safe for concurrent use.
 type Metrics struct {
-	instruments  []instrument // of metrics, in their order
+	instruments  []instrument // of exported, in their order
 	registration metric.Registration
 
 	mu     sync.Mutex // guards everything below
@@ -68,8 +72,8 @@ func New(provider metric.MeterProvider) (*Metrics, error) {
 	m := &Metrics{caches: map[string]*watched{}}
 	var all []metric.Observable
 	var errs []error
-	for _, d := range metrics {
-		i, observable, err := d.instrument(meter)
+	for _, d := range exported {
+		i, observable, err := newInstrument(d, meter)
 		m.instruments, all, errs = append(m.instruments, i), append(all, observable), append(errs, err)
 	}
 	err := errors.Join(errs...)
@@ -82,22 +86,22 @@ func New(provider metric.MeterProvider) (*Metrics, error) {
 	return m, nil
 }
 
-// instrument makes the instrument of d.
-func (d *description) instrument(meter metric.Meter) (i instrument, o metric.Observable, err error) {
-	help, unit := metric.WithDescription(d.help), metric.WithUnit(d.unit)
+// newInstrument makes the instrument of d.
+func newInstrument(d metrics.Metric, meter metric.Meter) (i instrument, o metric.Observable, err error) {
+	help, unit := metric.WithDescription(d.Help), metric.WithUnit(d.Unit)
 	switch {
-	case d.unit == seconds && d.kind == counter:
-		i.seconds, err = meter.Float64ObservableCounter(d.name, help, unit)
-	case d.unit == seconds:
-		i.seconds, err = meter.Float64ObservableGauge(d.name, help, unit)
-	case d.kind == counter:
-		i.numbers, err = meter.Int64ObservableCounter(d.name, help, unit)
-	case d.kind == sum:
-		i.numbers, err = meter.Int64ObservableUpDownCounter(d.name, help, unit)
+	case d.Unit == metrics.Seconds && d.Kind == metrics.Counter:
+		i.seconds, err = meter.Float64ObservableCounter(d.Name, help, unit)
+	case d.Unit == metrics.Seconds:
+		i.seconds, err = meter.Float64ObservableGauge(d.Name, help, unit)
+	case d.Kind == metrics.Counter:
+		i.numbers, err = meter.Int64ObservableCounter(d.Name, help, unit)
+	case d.Kind == metrics.Sum:
+		i.numbers, err = meter.Int64ObservableUpDownCounter(d.Name, help, unit)
 	default:
-		i.numbers, err = meter.Int64ObservableGauge(d.name, help, unit)
+		i.numbers, err = meter.Int64ObservableGauge(d.Name, help, unit)
 	}
-	if d.unit == seconds {
+	if d.Unit == metrics.Seconds {
 		return i, i.seconds, err
 	}
 	return i, i.numbers, err
@@ -126,12 +130,12 @@ func (m *Metrics) Add(cache Source, name string) error {
 		return errors.Join(errs...)
 	}
 	w := &watched{source: cache}
-	for _, d := range metrics {
+	for _, d := range exported {
 		var labels []metric.ObserveOption
-		for _, s := range d.series {
+		for _, s := range d.Series {
 			attributes := []attribute.KeyValue{attribute.String("cache", name)}
-			if d.label != "" {
-				attributes = append(attributes, attribute.String(d.label, s.label))
+			if d.Label != "" {
+				attributes = append(attributes, attribute.String(d.Label, s.Label))
 			}
 			labels = append(labels, metric.WithAttributeSet(attribute.NewSet(attributes...)))
 		}
@@ -187,12 +191,12 @@ func (m *Metrics) collect(_ context.Context, o metric.Observer) error {
 	m.mu.Unlock()
 	for _, w := range all {
 		stats := w.source.Stats()
-		for i, d := range metrics {
-			for j, s := range d.series {
-				value, known := s.of(&stats)
+		for i, d := range exported {
+			for j, s := range d.Series {
+				value, known := s.Value(&stats)
 				switch {
 				case !known:
-				case d.unit == seconds:
+				case d.Unit == metrics.Seconds:
 					o.ObserveFloat64(m.instruments[i].seconds, time.Duration(value).Seconds(), w.labels[i][j])
 				default:
 					o.ObserveInt64(m.instruments[i].numbers, value, w.labels[i][j])

@@ -5,11 +5,17 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tidemark-go/tidemark"
+	"github.com/tidemark-go/tidemark/metrics"
 )
+
+// exported is all of them.
+var exported = metrics.All()
 
 // A Source is a cache: every [*tidemark.Cache] is one, whatever its types.
 type Source interface {
@@ -20,7 +26,7 @@ type Source interface {
 // one with NewCollector.
 type Collector struct {
 	source Source
-	descs  []*prometheus.Desc // of metrics, in their order
+	descs  []*prometheus.Desc // of exported, in their order
 }
 
 const maxName = 128
@@ -57,14 +63,27 @@ func NewCollector(cache Source, name string) (*Collector, error) {
 		return nil, errors.Join(errs...)
 	}
 	c := &Collector{source: cache}
-	for _, m := range metrics {
+	for _, m := range exported {
 		var label []string
-		if m.label != "" {
-			label = []string{m.label}
+		if m.Label != "" {
+			label = []string{m.Label}
 		}
-		c.descs = append(c.descs, prometheus.NewDesc(m.name, m.help, label, prometheus.Labels{"cache": name}))
+		c.descs = append(c.descs, prometheus.NewDesc(nameOf(m), m.Help, label, prometheus.Labels{"cache": name}))
 	}
 	return c, nil
+}
+
+// nameOf returns the name that m has here, which is the one that it has behind
+// OpenTelemetry's exporter for Prometheus: dashboard and alerts fit both.
+func nameOf(m metrics.Metric) string {
+	name := strings.ReplaceAll(m.Name, ".", "_")
+	if m.Unit == metrics.Seconds {
+		name += "_seconds"
+	}
+	if m.Kind == metrics.Counter {
+		name += "_total"
+	}
+	return name
 }
 
 // isNil reports whether there is no cache, or one that is a nil pointer.
@@ -86,17 +105,25 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 // Collect implements [prometheus.Collector].
 func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	s := c.source.Stats()
-	for i, m := range metrics {
-		for _, series := range m.series {
-			value, known := series.of(&s)
+	for i, m := range exported {
+		kind := prometheus.GaugeValue
+		if m.Kind == metrics.Counter {
+			kind = prometheus.CounterValue
+		}
+		for _, series := range m.Series {
+			value, known := series.Value(&s)
 			if !known {
 				continue
 			}
-			var label []string
-			if m.label != "" {
-				label = []string{series.label}
+			number := float64(value)
+			if m.Unit == metrics.Seconds {
+				number = time.Duration(value).Seconds()
 			}
-			out <- prometheus.MustNewConstMetric(c.descs[i], m.kind, value, label...)
+			var label []string
+			if m.Label != "" {
+				label = []string{series.Label}
+			}
+			out <- prometheus.MustNewConstMetric(c.descs[i], kind, number, label...)
 		}
 	}
 }

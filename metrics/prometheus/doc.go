@@ -1,5 +1,6 @@
-// Package prometheus exports what caches count as Prometheus metrics. Import it by
-// another name, since a program that uses it has another package prometheus:
+// Package prometheus exports what caches count, [metrics.All], as Prometheus metrics.
+// Import it by another name, since a program that uses it has another package
+// prometheus:
 //
 //	import tidemarkprom "github.com/tidemark-go/tidemark/metrics/prometheus"
 //
