@@ -1,8 +1,8 @@
 //go:build unix
 
 // Package outbox tests that of PostgreSQL with everything real: caches, their log on a
-// nats-server, relays, and the database, of which all but the caches are processes of
-// their own that can be killed. Package store/postgres/outbox has the other tests.
+// nats-server, relays, and the database, each in processes of its own that can be killed,
+// and caches in the test's own beside them. Package store/postgres/outbox has the other tests.
 //
 //	go test -run Storm ./outbox -outbox.storm 5m -v
 //	go test -run Bulk ./outbox -outbox.rows 1000000 -v
@@ -36,10 +36,10 @@ import (
 	"github.com/tidemark-go/tidemark/store/postgres/outbox"
 )
 
-// Tests that kill a relay or a nats-server have it in a process of its own: this
+// Tests that kill a relay, a replica or a nats-server have it in a process of its own: this
 // test binary, started again with a part to play.
 const (
-	partVariable = "TIDEMARK_OUTBOX_PART" // "relay" or "nats"
+	partVariable = "TIDEMARK_OUTBOX_PART" // "relay", "replica" or "nats"
 	urlVariable  = "TIDEMARK_OUTBOX_URL"  // of the database
 	natsVariable = "TIDEMARK_OUTBOX_NATS" // port
 	dirVariable  = "TIDEMARK_OUTBOX_DIR"  // of the stream
@@ -53,6 +53,8 @@ func TestMain(m *testing.M) {
 		os.Exit(play(relayPart))
 	case "nats":
 		os.Exit(play(natsPart))
+	case "replica":
+		os.Exit(play(replicaPart))
 	default:
 		fmt.Fprintln(os.Stderr, "no such part:", part)
 		os.Exit(2)
@@ -60,45 +62,49 @@ func TestMain(m *testing.M) {
 }
 
 // play plays a part until the parent is gone, or kills it.
-func play(part func() error) int {
-	if err := part(); err != nil {
+func play(part func() (run func(), err error)) int {
+	run, err := part()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	run()
 	return 0
 }
 
-func natsPart() error {
+// untilTheEnd waits until the parent is gone.
+func untilTheEnd() { _, _ = io.Copy(io.Discard, os.Stdin) }
+
+func natsPart() (run func(), err error) {
 	port, err := strconv.Atoi(os.Getenv(natsVariable))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: os.Getenv(dirVariable), NoSigs: true, NoLog: true,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.Start()
 	if !s.ReadyForConnections(patience) {
-		return errors.New("the nats-server does not start")
+		return nil, errors.New("the nats-server does not start")
 	}
-	return nil
+	return untilTheEnd, nil
 }
 
-func relayPart() error {
+func relayPart() (run func(), err error) {
 	config, err := pgx.ParseConfig(os.Getenv(urlVariable))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	nc, err := nats.Connect("nats://127.0.0.1:"+os.Getenv(natsVariable), tidemark.NATSConnectOptions()...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, err = outbox.NewRelay(outbox.RelayOptions{Config: config, Table: raised, Invalidator: onStream(nc), Poll: 50 * time.Millisecond, Lease: time.Second, Collapse: -1})
-	return err
+	return untilTheEnd, err
 }
 
 // raised is the table of these tests: its writers need not know of versions.
@@ -165,12 +171,19 @@ type world struct {
 	dir   string // of its stream
 	nats  *child
 	relay []*child
+
+	replicaProcesses []*child
 }
 
 // A child is a process that plays a part.
 type child struct {
 	cmd  *exec.Cmd
 	word io.WriteCloser
+	out  *bufio.Reader
+
+	// Of one that is a replica: its answers, and when it has said everything.
+	words chan string
+	gone  chan struct{}
 }
 
 // newWorld starts everything, with a table of so many rows.
@@ -183,7 +196,7 @@ func newWorld(t *testing.T, rows, relays int, table outbox.Table) *world {
 	require.NoError(t, outbox.Install(t.Context(), d, table))
 	w.port = freePort(t)
 	t.Cleanup(func() {
-		for _, c := range append(w.relay, w.nats) {
+		for _, c := range append(append(w.relay, w.replicaProcesses...), w.nats) {
 			if c != nil {
 				c.kill()
 			}
@@ -224,7 +237,8 @@ func (w *world) start(part string) *child {
 	out, err := c.cmd.StdoutPipe()
 	require.NoError(w.t, err)
 	require.NoError(w.t, c.cmd.Start())
-	line, err := bufio.NewReader(out).ReadString('\n')
+	c.out = bufio.NewReader(out)
+	line, err := c.out.ReadString('\n')
 	require.NoError(w.t, err, "the %s does not start", part)
 	require.Equal(w.t, "ready\n", line)
 	return c
@@ -233,6 +247,9 @@ func (w *world) start(part string) *child {
 // kill ends the process as kill -9 does.
 func (c *child) kill() {
 	_ = c.cmd.Process.Signal(syscall.SIGKILL)
+	if c.gone != nil {
+		<-c.gone
+	}
 	_ = c.cmd.Wait()
 	_ = c.word.Close()
 }
