@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var auditStorm = flag.Duration("audit.storm", time.Minute, "how long TestAudit_Storm is, in the time of its bubble")
+var auditStorm = flag.Duration("audit.storm", 30*time.Second, "how long TestAudit_Storm is, in the time of its bubble")
 
 // A stormyAudit is replicas with auditors, in bad weather, of which some entries are
 // made stale on purpose: those of the keys that begin with injectedKey.

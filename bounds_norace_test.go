@@ -2,5 +2,7 @@
 
 package tidemark
 
-// defaultSeeds is how many seeds TestSim runs unless told.
-const defaultSeeds = 2000
+const (
+	defaultSeeds = 1000 // that TestSim runs unless told
+	modelRounds  = 4    // of TestCacheMatchesModel, for each deployment
+)

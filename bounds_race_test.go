@@ -2,6 +2,9 @@
 
 package tidemark
 
-// defaultSeeds is how many seeds TestSim runs unless told: the race detector makes it
-// ten times slower. make test runs it without as well.
-const defaultSeeds = 200
+// The race detector makes everything ten times slower; make test runs TestSim and
+// TestCacheMatchesModel without it as well.
+const (
+	defaultSeeds = 200 // that TestSim runs unless told
+	modelRounds  = 1   // of TestCacheMatchesModel, for each deployment
+)

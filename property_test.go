@@ -26,9 +26,8 @@ import (
 //
 // A longer run: go test -run TestCacheMatchesModel -rapid.checks=10000.
 func TestCacheMatchesModel(t *testing.T) {
-	const rounds = 4 // each of -rapid.checks checks, 100 by default
 	for _, d := range deployments {
-		for i := range rounds {
+		for i := range modelRounds { // each of -rapid.checks checks, 100 by default
 			t.Run(fmt.Sprint(d.name, ", round ", i), rapid.MakeCheck(func(t *rapid.T) { matchesModel(t, d) }))
 		}
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/tidemark-go/tidemark/ops"
 )
 
-var auditStorm = flag.Duration("audit.storm", 30*time.Second, "how long TestAudit_StormOnALog is")
+var auditStorm = flag.Duration("audit.storm", 15*time.Second, "how long TestAudit_StormOnALog is")
 
 // TestAudit_StormOnALog writes and reads on three replicas over a real stream, one of
 // them behind a cable that is cut and stops up, while changes are told that somebody

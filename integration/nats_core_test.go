@@ -28,6 +28,7 @@ import (
 // catalogue; P1 to P30 are its findings about nats.go and nats-server.
 
 func TestNATS_ChangesAreHeard(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{2, 3} {
 		t.Run(fmt.Sprint(n, " replicas"), func(t *testing.T) {
 			l := newLedger()
@@ -356,6 +357,7 @@ func TestS42_CutOffAndBack(t *testing.T) {
 // P8: they share one goroutine, so a slow one delays all that follow, past
 // messages from after the gap. We rely on none of them.
 func TestS42_CallbacksThatComeLate(t *testing.T) {
+	t.Parallel()
 	l := newLedger()
 	s := natsServer(t, nil)
 	w := newCable(t, s)
@@ -658,6 +660,7 @@ func restricted(p *server.Permissions) func(*server.Options) {
 // The server says so in a message of its own, later: Publish of nats.go has
 // returned nil by then, and Subscribe too.
 func TestS56_PermissionDenied(t *testing.T) {
+	t.Parallel()
 	deny := &server.SubjectPermission{Deny: []string{tidemark.NATSSubject(natsCache)}}
 	for name, p := range map[string]*server.Permissions{
 		"publish":   {Publish: deny},
@@ -1099,6 +1102,7 @@ func TestNATS_NotYetConnected(t *testing.T) {
 }
 
 func TestNATS_Publisher(t *testing.T) {
+	t.Parallel()
 	l := newLedger()
 	s := natsServer(t, nil)
 	all := joined(t, l, s, 2, calm)
@@ -1228,6 +1232,7 @@ func TestNATS_MessageTooLargeForTheServer(t *testing.T) {
 // TestNATS_ClosesAtOnce closes replicas side by side, several times each, while
 // they are written to and invalidated.
 func TestNATS_ClosesAtOnce(t *testing.T) {
+	t.Parallel()
 	l := newLedger()
 	s := natsServer(t, nil)
 	all := joined(t, l, s, 4, calm)

@@ -436,6 +436,7 @@ func TestS48_LogHole(t *testing.T) {
 
 // TestP2_S49_StreamMadeAnew deletes the stream while a replica is away.
 func TestP2_S49_StreamMadeAnew(t *testing.T) {
+	t.Parallel()
 	for _, now := range []uint64{0, 3, 25} { // messages in the new stream
 		t.Run(fmt.Sprint(now, " messages"), func(t *testing.T) {
 			nc := dial(t, natsServer(t, streaming(t)).ClientURL())
@@ -648,6 +649,7 @@ func consumers(t testing.TB, js jetstream.JetStream) (names []string) {
 // TestS43_LogOnAHalfOpenLink swallows everything in both directions while nats.go
 // calls the connection CONNECTED.
 func TestS43_LogOnAHalfOpenLink(t *testing.T) {
+	t.Parallel()
 	s := natsServer(t, streaming(t))
 	c := newCable(t, s)
 	nc := dial(t, c.url(), nats.PingInterval(time.Minute))
@@ -1347,6 +1349,7 @@ func TestS60_StreamNamesDoNotMeet(t *testing.T) {
 // TestJetStream_Caches lets replicas talk through the stream only, and through
 // both.
 func TestJetStream_Caches(t *testing.T) {
+	t.Parallel()
 	for name, noHint := range map[string]bool{"log only": true, "log and hint": false} {
 		t.Run(name, func(t *testing.T) {
 			l := newLedger()

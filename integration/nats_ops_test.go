@@ -140,6 +140,7 @@ func TestOps_IsAMicroService(t *testing.T) {
 
 // What Serve says that it needs is enough, for who answers and for who asks.
 func TestOps_Permissions(t *testing.T) {
+	t.Parallel()
 	for name, subscribe := range map[string][]string{
 		"as documented": {"tidemark.v1." + natsCache + ".ops.>", "$SRV.>"},
 		"without $SRV":  {"tidemark.v1." + natsCache + ".ops.>"},

@@ -36,11 +36,15 @@ func openSQLite(t *testing.T, settings string) database {
 	return database{sqlstore.SQLite, db, `"key"`, question}
 }
 
-func TestSQLStore_SQLite(t *testing.T) { testSQL(t, openSQLite(t, wal)) }
+func TestSQLStore_SQLite(t *testing.T) {
+	t.Parallel()
+	testSQL(t, openSQLite(t, wal))
+}
 
 // TestSQLStore_SQLiteWithoutWaiting has no busy_timeout: what would have waited
 // for the write lock fails at once, and the store's own retries have to do.
 func TestSQLStore_SQLiteWithoutWaiting(t *testing.T) {
+	t.Parallel()
 	d := openSQLite(t, "_pragma=busy_timeout(0)&_pragma=journal_mode(WAL)")
 	storetest.Run(t, func(t *testing.T) tidemark.Store[string, string] {
 		store, _ := newStore(t, d, sqlstore.Options[string, string]{})
@@ -81,13 +85,20 @@ func TestSQLStore_SQLiteBusyAtCommit(t *testing.T) {
 	assert.Equal(t, before+1, v)
 }
 
-func TestSQLStore_SQLiteOutboxWAL(t *testing.T) { testOutbox(t, openSQLite(t, wal)) }
+func TestSQLStore_SQLiteOutboxWAL(t *testing.T) {
+	t.Parallel()
+	testOutbox(t, openSQLite(t, wal))
+}
 
-func TestSQLStore_SQLiteWithOutbox(t *testing.T) { testStoreWithOutbox(t, openSQLite(t, wal)) }
+func TestSQLStore_SQLiteWithOutbox(t *testing.T) {
+	t.Parallel()
+	testStoreWithOutbox(t, openSQLite(t, wal))
+}
 
 // TestSQLStore_SQLiteOutboxRollbackJournal has a database in which readers and
 // writers wait for each other.
 func TestSQLStore_SQLiteOutboxRollbackJournal(t *testing.T) {
+	t.Parallel()
 	d := openSQLite(t, "_pragma=busy_timeout(10000)&_pragma=journal_mode(DELETE)")
 	t.Run("KilledRelaysMissNothing", func(t *testing.T) { testOutboxKilled(t, d) })
 	t.Run("ATransactionIsToldWhenItIsThere", func(t *testing.T) { testOutboxTransaction(t, d) })
