@@ -394,10 +394,11 @@ type view struct {
 
 	// Of a replica.
 
-	deaf  bool  // it cannot know that it hears
-	sent  int   // messages on the network when it became deaf
-	hello int64 // when it last heard itself
-	heard map[uint64]uint64
+	deaf   bool  // it cannot know that it hears
+	sent   int   // messages on the network when it became deaf
+	hello  int64 // when it last heard itself
+	silent bool  // it has noticed by itself that it does not; see check for when it must
+	heard  map[uint64]uint64
 }
 
 // A doubting is a write in doubt.
@@ -541,6 +542,10 @@ func (w *world) deliver(i int, p packet) {
 		if v.deaf && p.sent >= v.sent {
 			v.deaf = false
 			w.doubtAll(v) // what it had while it was deaf
+		}
+		if v.silent && v.cache.era.Load()&eraCutOff == 0 {
+			v.silent = false
+			w.doubtAll(v)
 		}
 	case own:
 	case m.Kind == wire.KindInvalidateAll:

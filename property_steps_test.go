@@ -160,8 +160,8 @@ func (w *world) returned(r reading, e Entry[int], at int64) error {
 		v.moves[r.key]++ // across InvalidateAll a load counts as a change without a version
 	}
 	if e.Stale {
-		if err := w.mayLend(r, e, v.deaf || proven <= v.since[r.key]); err != nil {
-			return fmt.Errorf("%s: %w", v.name, err)
+		if err := w.mayLend(r, e, v.deaf || v.silent || proven <= v.since[r.key]); err != nil {
+			return fmt.Errorf("%s: %w (proven at %v, suspect until %v; %v)", v.name, err, time.Duration(proven), time.Duration(v.since[r.key]), v.cache.Explain(r.key))
 		}
 	}
 	// An absence without a version may have been overtaken while the read waited

@@ -307,6 +307,9 @@ func (w *world) settle(t *rapid.T) {
 		}
 	}
 	w.running = still
+	for _, v := range w.views {
+		v.silent = v.silent || v.cache.era.Load()&eraCutOff != 0
+	}
 	for _, o := range over {
 		o.judge()
 	}
@@ -462,6 +465,7 @@ func (w *world) heal(t *rapid.T) {
 	for range 50 { // long enough for every doubt, and for hellos
 		w.stepBegan = w.now()
 		time.Sleep(100 * time.Millisecond)
+		w.settle(t) // what has ended by now may have been served while a replica was deaf
 		if w.network != nil {
 			w.drain()
 		}
