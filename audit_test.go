@@ -81,8 +81,8 @@ func TestAudit_FindsEveryStaleEntryInOneCycle(t *testing.T) {
 		stale int
 	}{
 		{"by load", func(s *source) Store[string, int] { return s }, 10_000},
-		{"by versions", func(s *source) Store[string, int] { return &versionSource{source: s} }, 2000},
-		{"in bulk", func(s *source) Store[string, int] { return &manySource{source: s} }, 2000},
+		{"by versions", func(s *source) Store[string, int] { return &versionSource{source: s} }, bulkStale},
+		{"in bulk", func(s *source) Store[string, int] { return &manySource{source: s} }, bulkStale},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

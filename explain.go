@@ -114,13 +114,13 @@ func (x Explanation) String() string {
 			say(", not served: thrown away by InvalidateAll")
 		case x.Suspect:
 			say(", not served: suspect until the source confirms it")
-			if x.IfError {
-				say(", and lent as stale while that does not answer")
-			}
 		case x.Overdue:
 			say(", expired: served only as stale")
 		case x.Expires < 0:
 			say(", not served: expired")
+		}
+		if x.IfError {
+			say(", but lent as stale while the source does not answer")
 		}
 	}
 	say("; tide mark %d by %s", x.TideMark, x.SetBy)

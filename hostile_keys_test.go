@@ -13,7 +13,7 @@ import (
 // number of them, whoever else is in memory stays there, and what was put is there.
 func TestHostile_KeysOfOneHash(t *testing.T) {
 	c := newCache(t, Options[string, int]{MaxCost: 100_000, Shards: 2})
-	keys := collidingKeys(5000)
+	keys := collidingKeys(sameHashKeys)
 	for _, k := range keys[:100] {
 		require.Equal(t, xxhash.Sum64String(keys[0]), xxhash.Sum64String(k))
 	}

@@ -215,7 +215,7 @@ func (j *judge) step(rng *rand.Rand, c *Cache[string, int], key string) {
 // Whatever is said on the subject, by whomever: no read returns what the source did
 // not hold, nor goes back; and when it ends the replicas work as before.
 func TestHostile_NoReadIsWrong(t *testing.T) {
-	for seed := range uint64(4) { // which take a hint or a log, and epochs or not
+	for seed := range uint64(hostileSeeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 1))

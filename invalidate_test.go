@@ -1498,9 +1498,9 @@ func TestLog_AHelloThatComesBackDuringCloseOpensNothing(t *testing.T) {
 		require.NoError(t, c.Ready(t.Context()))
 		hold(t, c, "k")
 		require.NoError(t, c.replica.close(t.Context(), true)) // as Close does, which then ends the reader
-		c.replica.hear(c.replica.ear, c.replica.probes.Latest()+1)
+		c.replica.hear(c.replica.ear, c.replica.seal.Nonce(c.replica.probes.Latest()+1))
 		c.replica.lose(c.replica.ear, "test")
-		c.replica.hear(c.replica.ear, c.replica.probes.Latest()+1)
+		c.replica.hear(c.replica.ear, c.replica.seal.Nonce(c.replica.probes.Latest()+1))
 		assert.True(t, c.Stats().CutOff)
 		requireNotServed(t, c, "k")
 		_, err := c.Load(t.Context(), "k")

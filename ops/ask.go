@@ -27,9 +27,7 @@ const quiet = 300 * time.Millisecond
 // instances. An error besides reports says which answers could not be understood; it
 // is [ErrNobody] if there are none.
 func Ask(ctx context.Context, nc *nats.Conn, name string) ([]Report, error) {
-	reports, err := ask[Report](ctx, nc, StateSubject(name), nil, nil)
-	slices.SortFunc(reports, func(a, b Report) int { return cmp.Compare(a.Instance, b.Instance) })
-	return reports, err
+	return ask(ctx, nc, StateSubject(name), nil, nil, func(r Report) string { return r.Instance })
 }
 
 // AskKey is Ask for what they know of the key that is written as text, with its
@@ -39,13 +37,7 @@ func AskKey(ctx context.Context, nc *nats.Conn, name, text string, value bool) (
 	if !utf8.ValidString(text) {
 		return nil, fmt.Errorf("%w: it is not valid UTF-8, and cannot be asked for", ErrKey)
 	}
-	q, err := json.Marshal(request{text, value})
-	if err != nil {
-		return nil, fmt.Errorf("ops: ask: %w", err)
-	}
-	all, err := ask[Inspection](ctx, nc, InspectSubject(name), q, ErrNoValues)
-	slices.SortFunc(all, func(a, b Inspection) int { return cmp.Compare(a.Instance, b.Instance) })
-	return all, err
+	return ask(ctx, nc, InspectSubject(name), request{text, value}, ErrNoValues, func(i Inspection) string { return i.Instance })
 }
 
 // An answerError is an error that a replica has answered.
@@ -65,9 +57,22 @@ func (e *answerError) Unwrap() error {
 	return nil
 }
 
-// ask collects the answers to one question.
-// refusal is what the code 403 means.
-func ask[A any](ctx context.Context, nc *nats.Conn, subject string, question []byte, refusal error) (all []A, err error) {
+// ask asks one question, which is nil or becomes JSON, and collects the answers in the
+// order of their instances. refusal is what the code 403 means.
+func ask[A any](ctx context.Context, nc *nats.Conn, subject string, question any, refusal error, instance func(A) string) (all []A, err error) {
+	var q []byte
+	if question != nil {
+		if q, err = json.Marshal(question); err != nil {
+			return nil, fmt.Errorf("ops: ask: %w", err)
+		}
+	}
+	all, err = collect[A](ctx, nc, subject, q, refusal)
+	slices.SortFunc(all, func(a, b A) int { return cmp.Compare(instance(a), instance(b)) })
+	return all, err
+}
+
+// collect publishes a question and collects the answers until there are no more.
+func collect[A any](ctx context.Context, nc *nats.Conn, subject string, question []byte, refusal error) (all []A, err error) {
 	inbox := nc.NewInbox()
 	sub, err := nc.SubscribeSync(inbox)
 	if err != nil {

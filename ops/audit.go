@@ -1,14 +1,12 @@
 package ops
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -136,11 +134,5 @@ func (v *View) answerAudit(r micro.Request) {
 // Report. If start is set, those that have an auditor let a cycle begin; see
 // [View.StartAudit]. Mismatches have keys if keys is set.
 func AskAudit(ctx context.Context, nc *nats.Conn, name string, start, keys bool) ([]Audit, error) {
-	q, err := json.Marshal(auditRequest{start, keys})
-	if err != nil {
-		return nil, fmt.Errorf("ops: ask: %w", err)
-	}
-	all, err := ask[Audit](ctx, nc, AuditSubject(name), q, nil)
-	slices.SortFunc(all, func(a, b Audit) int { return cmp.Compare(a.Instance, b.Instance) })
-	return all, err
+	return ask(ctx, nc, AuditSubject(name), auditRequest{start, keys}, nil, func(x Audit) string { return x.Instance })
 }

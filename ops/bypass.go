@@ -1,12 +1,10 @@
 package ops
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
@@ -68,11 +66,5 @@ func (v *View) answerBypass(r micro.Request) {
 // wraps [ErrNoBypass]. Replicas
 // that do not answer, and those that are started later, serve from memory as before.
 func AskBypass(ctx context.Context, nc *nats.Conn, name string, on bool) ([]Bypass, error) {
-	q, err := json.Marshal(bypassRequest{&on})
-	if err != nil {
-		return nil, fmt.Errorf("ops: ask: %w", err)
-	}
-	all, err := ask[Bypass](ctx, nc, BypassSubject(name), q, ErrNoBypass)
-	slices.SortFunc(all, func(a, b Bypass) int { return cmp.Compare(a.Instance, b.Instance) })
-	return all, err
+	return ask(ctx, nc, BypassSubject(name), bypassRequest{&on}, ErrNoBypass, func(x Bypass) string { return x.Instance })
 }

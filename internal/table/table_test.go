@@ -301,11 +301,11 @@ func TestTable_ChurnDoesNotGrow(t *testing.T) {
 	assert.LessOrEqual(t, tab.Cells(), uint64(512))
 }
 
-// Two thousand keys of one hash lie in nobody's way, and when they are gone no
+// Keys of one hash lie in nobody's way, and when they are gone no
 // group remembers them: what looks for a key ends where it begins.
 func TestTable_AFloodLeavesNothingBehind(t *testing.T) {
 	tab := newTable[string, int](func(string) uint64 { return 42 }, 0)
-	for i := range 2000 {
+	for i := range floodKeys {
 		put(tab, 42, fmt.Sprint(i), i, 1)
 	}
 	full := 0
@@ -315,8 +315,8 @@ func TestTable_AFloodLeavesNothingBehind(t *testing.T) {
 			full++
 		}
 	}
-	assert.LessOrEqual(t, full, 2000/slots+1, "they follow each other")
-	for i := range 2000 {
+	assert.LessOrEqual(t, full, floodKeys/slots+1, "they follow each other")
+	for i := range floodKeys {
 		remove(tab, 42, fmt.Sprint(i))
 	}
 	b = tab.current.Load()

@@ -1,0 +1,5 @@
+//go:build !race
+
+package table
+
+const floodKeys = 10_000 // of one hash
