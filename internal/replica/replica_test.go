@@ -187,13 +187,17 @@ func TestFresh_LeadIsNeverOlderThanItsMark(t *testing.T) {
 			}
 		})
 	}
-	for i := range int64(200_000) {
-		f.Advance(Moment{Mono: i, Lead: i})
+	last := int64(0)
+	for began := time.Now(); time.Since(began) < 300*time.Millisecond && !t.Failed(); { // what it shows is a matter of chance
+		for range 1000 {
+			last++
+			f.Advance(Moment{Mono: last, Lead: last})
+		}
 	}
 	close(done)
 	wg.Wait()
 	f.Advance(Moment{Mono: 5, Lead: 7})
-	assert.EqualValues(t, 199_999, f.Mark().Mono, "it does not go back")
+	assert.Equal(t, last, f.Mark().Mono, "it does not go back")
 }
 
 func TestProbes(t *testing.T) {
