@@ -52,7 +52,8 @@ type StateBreaker interface {
 
 	// State returns the state now. It must return at once, and must not say
 	// BreakerOpen when Allow would let a call through: a load that would wait for a
-	// place among MaxLoads is then refused, and Allow not asked.
+	// place among MaxLoads is then refused, and Allow not asked. That it has opened is
+	// noticed when a call of this cache asks it or tells it, and ends such waits.
 	State() BreakerState
 }
 
@@ -135,6 +136,15 @@ func (c *Cache[K, V]) breakerState() (state BreakerState, ok bool) {
 	return c.breaker.State(), true
 }
 
+// breakerOpens returns a channel that is closed when the breaker is next seen to open,
+// or nil if it does not tell.
+func (c *Cache[K, V]) breakerOpens() <-chan struct{} {
+	if c.breaker == nil {
+		return nil
+	}
+	return *c.opens.Load()
+}
+
 // watchBreaker notices that the breaker has changed, since it was asked or told. Only
 // one goroutine is at it: who had asked for the state before another one noticed a
 // change would take it for changed back. If others come meanwhile it looks again, so
@@ -163,6 +173,8 @@ func (c *Cache[K, V]) watchBreaker() {
 			continue
 		}
 		if state == BreakerOpen {
+			opens := make(chan struct{})
+			close(*c.opens.Swap(&opens))
 			c.stats.breakerOpens.Add(1)
 			c.opts.Logger.Warn("tidemark: the breaker has opened, and the source is left alone", "from", before.String())
 		} else {

@@ -55,9 +55,10 @@ type Cache[K comparable, V any] struct {
 	audit    *auditor[K, V] // nil without Options.Audit
 	stats    stats
 
-	breaker    StateBreaker  // Options.Breaker, if it tells its state
-	breakerWas atomic.Uint32 // its state, as last noticed
-	watching   atomic.Int64  // how many have come to notice a change since somebody began to
+	breaker    StateBreaker                  // Options.Breaker, if it tells its state
+	breakerWas atomic.Uint32                 // its state, as last noticed
+	watching   atomic.Int64                  // how many have come to notice a change since somebody began to
+	opens      atomic.Pointer[chan struct{}] // closed, and replaced, when it is seen to open
 
 	logLimit *logLimit
 
@@ -106,6 +107,8 @@ func New[K comparable, V any](o Options[K, V]) (*Cache[K, V], error) {
 	if b, tells := o.Breaker.(StateBreaker); tells {
 		c.breaker = b
 		c.breakerWas.Store(uint32(BreakerClosed))
+		opens := make(chan struct{})
+		c.opens.Store(&opens)
 	}
 	c.policy, err = newPolicy(o.MaxCost, o.ExpectedEntries, o.Shards, c.left)
 	if err != nil {

@@ -457,8 +457,8 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 	return err
 }
 
-// place waits for a place among MaxLoads, but not while the breaker is open: loads that
-// hang, which is why it is, may hold all of them.
+// place waits for a place among MaxLoads, but only until the breaker opens: loads that
+// hang, which is why it does, may hold all of them.
 func (c *Cache[K, V]) place(ctx context.Context) (leave func(), err error) {
 	if c.places == nil {
 		return func() {}, nil
@@ -469,16 +469,18 @@ func (c *Cache[K, V]) place(ctx context.Context) (leave func(), err error) {
 		return leave, nil
 	default:
 	}
-	if state, ok := c.breakerState(); ok && state == BreakerOpen {
-		c.stats.declinedByBreaker.Add(1)
-		return nil, fmt.Errorf("%w: the breaker is open", ErrUnavailable)
+	opens := c.breakerOpens() // before its state is asked for, or one that opens between would be waited for
+	if state, ok := c.breakerState(); !ok || state != BreakerOpen {
+		select {
+		case c.places <- struct{}{}:
+			return leave, nil
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
+		case <-opens:
+		}
 	}
-	select {
-	case c.places <- struct{}{}:
-		return leave, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: no place among MaxLoads: %w", ErrUnavailable, ctx.Err())
-	}
+	c.stats.declinedByBreaker.Add(1)
+	return nil, fmt.Errorf("%w: the breaker is open", ErrUnavailable)
 }
 
 // finish ends f with what the source said: it installs the state if nothing

@@ -221,6 +221,16 @@ func TestStaleIfError(t *testing.T) {
 				b.set(BreakerOpen)
 				t.Cleanup(func() { b.set(BreakerClosed) })
 			}},
+		"no place, and a write opens the breaker": {options: Options[string, int]{MaxLoads: 1, LoadTimeout: time.Second, Breaker: &stateful{}},
+			takes: 300 * time.Millisecond, err: ErrUnavailable,
+			trouble: func(t *testing.T, s *source, c *Cache[string, int]) {
+				noPlace(t, c)
+				b := c.breaker.(*stateful)
+				b.set(BreakerHalfOpen)
+				s.beforeWrite = func(context.Context, string) error { time.Sleep(300 * time.Millisecond); return errDown }
+				go func() { _, _ = c.Delete(t.Context(), "other", 1) }()
+				t.Cleanup(func() { b.set(BreakerClosed) })
+			}},
 	} {
 		for how, read := range staleReaders {
 			t.Run(name+", "+how, func(t *testing.T) {

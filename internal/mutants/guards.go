@@ -894,6 +894,14 @@ var guards = []guard{
 		test:   "TestBreaker_AChangeIsToldOnce",
 	},
 	{
+		name:   "watchBreaker 3",
+		file:   "breaker.go",
+		old:    "close(*c.opens.Swap(&opens))",
+		new:    "c.opens.Swap(&opens)",
+		breaks: "readers who wait for loads that hang go on when a write has opened the breaker",
+		test:   "TestStaleIfError",
+	},
+	{
 		name:   "ended 1",
 		file:   "breaker/breaker.go",
 		old:    "if time.Since(began) >= b.o.Window/steps &&",
@@ -929,8 +937,8 @@ var guards = []guard{
 	{
 		name:   "place 1",
 		file:   "loader.go",
-		old:    "if state, ok := c.breakerState(); ok && state == BreakerOpen {",
-		new:    "if false {",
+		old:    "if state, ok := c.breakerState(); !ok || state != BreakerOpen {",
+		new:    "if true {",
 		breaks: "while the breaker is open readers wait for loads that hang",
 		test:   "TestStaleIfError",
 	},
