@@ -117,6 +117,10 @@ type binary struct {
 	green map[string]bool // the tests that are green with every guard
 }
 
+// orphans is how long a test's output is waited for when the test has ended: one that goes
+// red in the middle may leave a process behind that it has stopped.
+const orphans = 5 * time.Second
+
 func newRunner(guards []guard) (*runner, error) {
 	dir, err := os.MkdirTemp("", "mutants")
 	if err != nil {
@@ -176,6 +180,7 @@ func (r *runner) switchOff(i int) (output string, err error) {
 		cmd := exec.Command(b.path, "-test.timeout=60s", "-test.run", g.test)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", switchVar, number))
+		cmd.WaitDelay = orphans
 		out, err := cmd.CombinedOutput()
 		return string(out), judge(string(out), err)
 	}
@@ -224,6 +229,7 @@ func (g *guard) remove(cache buildCache) (output string, err error) {
 		cmd := exec.Command("go", append([]string{"test", "-count=1", "-timeout=120s", "-vet=off", "-ldflags=-s -w"}, append(args, pkg)...)...)
 		cmd.Dir = g.module
 		cmd.Env = append(os.Environ(), "GOCACHE="+string(cache))
+		cmd.WaitDelay = orphans
 		return cmd
 	}
 	if out, err := test("-run", "^$").CombinedOutput(); err != nil { // what the mutants share is built once
