@@ -140,6 +140,7 @@ func (a *auditor[K, V]) admitted(call func() error) (err error) {
 		return errPutOff
 	}
 	err = errGoexit // for done, if it does not return
+	done = c.limited(done, c.opts.LoadTimeout)
 	defer func() { done(c.verdict(c.life, err)) }()
 	c.stats.loads.Add(1)
 	c.stats.loading.Add(1)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"time"
 )
 
 // A BreakerState is what a circuit breaker lets through.
@@ -77,21 +79,43 @@ func (c *Cache[K, V]) allow() (done func(verdict error), refused error) {
 	}, nil
 }
 
+// limited returns done, which is told that the time is over if it has not been called
+// for so long: a call that hangs and does not heed its context may be the probe of which
+// a half-open breaker waits for a word. Zero or less is no limit.
+func (c *Cache[K, V]) limited(done func(verdict error), limit time.Duration) func(verdict error) {
+	if c.opts.Breaker == nil || limit <= 0 {
+		return done
+	}
+	var once sync.Once
+	timer := time.AfterFunc(limit, func() {
+		once.Do(func() { c.conclude(done, context.DeadlineExceeded) })
+	})
+	return func(verdict error) {
+		timer.Stop()
+		once.Do(func() { done(verdict) })
+	}
+}
+
 // mayWrite asks the breaker about w, of which the error says that it was not sent. It
 // comes before anybody is told of w: the intent of a strict write that is then refused
 // would take its key from every memory, for nothing.
-func (c *Cache[K, V]) mayWrite(w *write[K, V]) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %w", ErrUnavailable, c.caught(r))
-		}
-	}()
+func (c *Cache[K, V]) mayWrite(w *write[K, V]) error {
 	var refused error
-	if w.done, refused = c.allow(); refused != nil {
+	if w.done, refused = c.allowed(); refused != nil {
 		c.stats.declinedWrites.Add(1)
 		return fmt.Errorf("%w: %w", ErrUnavailable, refused)
 	}
 	return nil
+}
+
+// allowed is allow, and takes a panic for a refusal.
+func (c *Cache[K, V]) allowed() (done func(verdict error), refused error) {
+	defer func() {
+		if r := recover(); r != nil {
+			done, refused = nil, c.caught(r)
+		}
+	}()
+	return c.allow()
 }
 
 // conclude calls done, and contains its panic: what became of a write does not depend

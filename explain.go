@@ -10,7 +10,7 @@ import (
 // read returned what it did.
 type Explanation struct {
 	Resident bool // memory has an entry
-	Served   bool // and Get would return it at Any
+	Served   bool // and Read would return it at Any, an absence as such
 
 	// Of the entry, if Resident.
 
@@ -20,6 +20,7 @@ type Explanation struct {
 	Age     time.Duration // as Entry.Age
 	Expires time.Duration // until it expires; 0 means never, negative that it has
 	Overdue bool          // it has expired, and StaleWhileRevalidate or StaleIfError may still let it be served
+	TooOld  bool          // its age is above MaxStale, or not known
 	Suspect bool          // messages may have been missed since it was installed
 	IfError bool          // and StaleIfError may let it be served all the same, while the source does not answer
 	Thrown  bool          // InvalidateAll has thrown it away
@@ -74,7 +75,9 @@ func (c *Cache[K, V]) Explain(key K) Explanation {
 	}
 	pub := e.public(fresh, c.moments())
 	x.Resident, x.Version, x.Absent, x.Age = true, pub.Version, pub.Absent, pub.Age
-	x.Served = e.era == at.era && !e.expired(at.now())
+	current := e.era == at.era && !e.expired(at.now())
+	x.Served = current && c.admits(Any, true, &e.facts, fresh, c.moments())
+	x.TooOld = current && !x.Served
 	x.Cause, x.Policy = e.cause.String(), p.Head.state().String()
 	x.Thrown = generation(e.era) != generation(at.era)
 	x.Suspect = !x.Thrown && e.era != at.era&^eraSwitchedOff
@@ -114,6 +117,8 @@ func (x Explanation) String() string {
 			say(", not served: thrown away by InvalidateAll")
 		case x.Suspect:
 			say(", not served: suspect until the source confirms it")
+		case x.TooOld:
+			say(", not served: older than MaxStale, or nobody knows how old")
 		case x.Overdue:
 			say(", expired: served only as stale")
 		case x.Expires < 0:

@@ -177,7 +177,9 @@ func (c *Cache[K, V]) land(ctx context.Context, f *flight[K, V], w *waiter[K, V]
 		case <-soft:
 			soft = nil
 			if e, ok := c.instead(w); ok {
-				c.stats.softTimeouts.Add(1)
+				if e.Stale { // or somebody else has brought it meanwhile
+					c.stats.softTimeouts.Add(1)
+				}
 				return e, true, nil
 			}
 		case <-ctx.Done():
@@ -241,7 +243,7 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 	}
 	at := c.moment()
 	known := s.knownLocked(w.hash, w.key, at)
-	if f := s.joinableLocked(w, at); f != nil {
+	if f := c.joinableLocked(s, w, at); f != nil {
 		w.waitFor(f, known)
 		c.stats.joined.Add(1)
 		return nil, f, false, nil
@@ -285,16 +287,20 @@ func (w *waiter[K, V]) waitFor(f *flight[K, V], known mark) {
 }
 
 // joinableLocked returns the key's flight if w may wait for it: it began in
-// this era, nothing has broken it, and it began late enough for the level. For a
-// read that was let down once it did: that waited for the latest flight there was.
-func (s *shard[K, V]) joinableLocked(w *waiter[K, V], at moment) *flight[K, V] {
+// this era, nothing has broken it, and it began late enough for the level and for
+// MaxStale. For a read that was let down once it did: that waited for the latest flight
+// there was.
+func (c *Cache[K, V]) joinableLocked(s *shard[K, V], w *waiter[K, V], at moment) *flight[K, V] {
 	p := s.pending[w.key]
 	if p == nil || p.flight == nil || p.flight.broken || p.flight.era != at.era {
 		return nil
 	}
 	f := p.flight
-	if begunAfter := f.id > w.arrived; !begunAfter && !w.level.begunInTime(f.off, w.at) {
-		return nil
+	if begunAfter := f.id > w.arrived; !begunAfter {
+		age := replica.At(f.off).Age(f.off.Mono, w.at)
+		if !w.level.begunInTime(age) || c.opts.MaxStale > 0 && age > c.opts.MaxStale-c.lag(f.strong) {
+			return nil
+		}
 	}
 	if !f.strong && (w.tries > 1 || w.level.strong()) {
 		return nil
@@ -305,17 +311,25 @@ func (s *shard[K, V]) joinableLocked(w *waiter[K, V], at moment) *flight[K, V] {
 	return f
 }
 
-// begunInTime reports whether a strong load that began after off can satisfy a
-// read at level l that began at the given moment, later.
-func (l Level) begunInTime(off, at replica.Moment) bool {
+// begunInTime reports whether a strong load that began so long before a read at level l
+// can satisfy it.
+func (l Level) begunInTime(before time.Duration) bool {
 	switch l.kind {
 	case levelAny, levelAtLeast:
 		return true
 	case levelWithin:
-		return replica.At(off).Age(off.Mono, at) <= l.within
+		return before <= l.within
 	default:
 		return false
 	}
+}
+
+// lag is how old what a load brings can be when it begins.
+func (c *Cache[K, V]) lag(strong bool) time.Duration {
+	if strong {
+		return 0
+	}
+	return c.opts.LoaderClass.lag
 }
 
 // mustBeStrong reports whether a lagging answer would prove nothing.
@@ -324,6 +338,9 @@ func (c *Cache[K, V]) mustBeStrong(s *shard[K, V], w *waiter[K, V], at moment) b
 		return true
 	}
 	if p := s.pending[w.key]; p != nil && p.doubts > 0 {
+		return true
+	}
+	if c.opts.MaxStale > 0 && c.opts.LoaderClass.lag >= c.opts.MaxStale {
 		return true
 	}
 	return at.now() < c.holdOff.Load() || s.delayed.floor(w.hash, at) == unknownMark
@@ -438,6 +455,10 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 		return err
 	}
 	defer leave()
+	if ctx.Err() != nil { // the place came in the last moment
+		c.stats.declined.Add(1)
+		return fmt.Errorf("%w: no time is left to ask the source: %w", ErrUnavailable, ctx.Err())
+	}
 	done, refused := c.allow()
 	if refused != nil {
 		c.stats.declined.Add(1)
@@ -445,10 +466,17 @@ func (c *Cache[K, V]) ask(ctx context.Context, call func() error) (err error) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, refused)
 	}
 	err = &PanicError{Value: "the load did not return"} // for done, if it does not
-	defer func() { done(c.verdict(c.life, err)) }()
+	began := c.now()
+	done = c.limited(done, c.opts.LoadTimeout)
+	defer func() {
+		verdict := c.verdict(c.life, err)
+		if verdict != nil && ctx.Err() != nil && time.Duration(c.now()-began) < c.opts.LoadTimeout/2 {
+			verdict = context.Canceled // the wait for a place had taken most of its time
+		}
+		done(verdict)
+	}()
 	c.stats.loads.Add(1)
 	c.stats.loading.Add(1)
-	began := c.now()
 	defer func() { // also if call does not return
 		c.stats.loading.Add(-1)
 		c.stats.loadTime.Add(max(c.now()-began, 0))
@@ -507,8 +535,12 @@ func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
 	s, now := c.shard(f.hash), c.now()
 	s.mu.Lock()
 	f.overtaken = f.moved
-	if f.err != nil && (c.opts.RefreshAfter > 0 || c.opts.grace() > 0) {
-		s.pauseLocked(f.key, f.hash, c.salt, now, max(c.opts.RefreshAfter, mostPause))
+	if c.opts.RefreshAfter > 0 || c.opts.grace() > 0 {
+		if f.err != nil {
+			s.pauseLocked(f.key, f.hash, c.salt, now, max(c.opts.RefreshAfter, mostPause))
+		} else {
+			s.resumeLocked(f.key, f.hash)
+		}
 	}
 	p := s.pending[f.key]
 	if p.flight == f {
@@ -531,21 +563,30 @@ func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
 // fill offers the state that f has loaded. It is the answer to those who wait in
 // any case.
 func (c *Cache[K, V]) fill(f *flight[K, V], value V, m mark) {
-	proven := f.began.Mono
-	if !f.strong {
-		proven -= int64(c.opts.LoaderClass.lag)
-	}
-	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: time.Duration(f.began.Mono - proven)}
+	lag := c.lag(f.strong)
+	f.entry = Entry[V]{Value: value, Version: m.version, Absent: m.absent, Age: lag}
 	if f.looks {
+		c.shown(f, m)
 		return
 	}
 	n := newNode(f.key, f.hash, value, m, byLoad)
-	n.E.provenAt = proven
+	n.E.provenAt = f.began.Mono - int64(lag)
 	f.err = &LoadError{Err: errGoexit} // what is left if Cost or EntryTTL ends this goroutine
 	c.offer(&n, c.cost(f.key, value), f.began.Mono, func(s *shard[K, V], at moment) (Outcome, *fence[K]) {
 		return s.judgeFenceLocked(&f.fence, m, at), &f.fence
 	})
 	f.err = nil
+}
+
+// shown notes that readers in shadow mode are about to get m, which is not stored: no
+// load that began before may bring less to those who come after them.
+func (c *Cache[K, V]) shown(f *flight[K, V], m mark) {
+	s := c.shard(f.hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := c.moment(); generation(f.era) == generation(at.era) && !f.cannotCompare(m) {
+		s.raiseLocked(f.key, f.hash, m, &f.fence, at)
+	}
 }
 
 // loadError returns the error that the waiters of a failed load get.

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -1407,4 +1408,101 @@ func TestLagging_AReadThatWasLetDownAsksTheStrongSource(t *testing.T) {
 	assert.Equal(t, 20, found["k"].Value, "with the later lagging load still running")
 	later.release()
 	assert.Equal(t, 20, value(t, other).Value)
+}
+
+// A load whose time is over before it has a place is not made, and one for which the wait
+// has left little is no failure of the source.
+func TestLoad_TimeThatIsSpentWaitingForAPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		b := &verdicts{}
+		c := newCache(t, Options[string, int]{Store: s, MaxLoads: 2, LoadTimeout: time.Second, Breaker: b})
+		s.beforeLoad = func(ctx context.Context, _ string) error {
+			assert.NoError(t, ctx.Err(), "its time was over when it was asked")
+			select {
+			case <-time.After(300 * time.Millisecond):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		var all sync.WaitGroup
+		for i := range 100 {
+			all.Go(func() { _, _ = c.Load(t.Context(), strconv.Itoa(i)) })
+		}
+		all.Wait()
+		synctest.Wait()
+		assert.GreaterOrEqual(t, len(b.all()), 6)
+		for _, v := range b.all() {
+			if v != nil {
+				assert.Equal(t, context.Canceled, v)
+			}
+		}
+		assert.NotZero(t, c.Stats().Declined)
+		s.beforeLoad = hang
+		_, err := c.Load(t.Context(), "k")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		told := b.all()
+		assert.ErrorIs(t, told[len(told)-1], context.DeadlineExceeded, "this one had all of its time")
+	})
+}
+
+// MaxStale holds for what a load brings as well: nobody joins one that began earlier, and
+// a lagging Loader is not asked if it may lag by more.
+func TestLoad_MaxStale(t *testing.T) {
+	t.Run("joined", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			s.set("k", 1)
+			s.afterLoad = func(context.Context, string) error { time.Sleep(10 * time.Second); return nil }
+			c := newCache(t, Options[string, int]{Store: s, MaxStale: time.Second})
+			first := loading(t, c, "k", Any)
+			synctest.Wait()
+			s.set("k", 2)
+			time.Sleep(time.Second)
+			second := loading(t, c, "k", AtLeast(1))
+			synctest.Wait()
+			s.set("k", 3)
+			time.Sleep(time.Second + 1)
+			third := loading(t, c, "k", Any)
+			value(t, first)
+			assert.Equal(t, 1, value(t, second).Value, "it began a second before")
+			assert.Equal(t, 3, value(t, third).Value)
+		})
+	})
+	for lag, replica := range map[time.Duration]int{time.Second / 2: 1, time.Second: 0} {
+		t.Run(fmt.Sprint("lagging ", lag), func(t *testing.T) {
+			s := newSource()
+			r := newReadReplica(s)
+			c := newCache(t, Options[string, int]{Loader: r, Store: s, LoaderClass: Lagging(lag), MaxStale: time.Second})
+			s.set("k", 1)
+			r.catchUp("k")
+			e := load(t, c, "k")
+			assert.LessOrEqual(t, e.Age, c.opts.MaxStale)
+			assert.Equal(t, replica, r.loadCount())
+		})
+	}
+	t.Run("lagging, joined", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			r := newReadReplica(s)
+			c := newCache(t, Options[string, int]{Loader: r, Store: s, LoaderClass: Lagging(time.Second), MaxStale: 3 * time.Second})
+			s.set("k", 1)
+			r.catchUp("k")
+			r.afterLoad = func(context.Context, string) error { time.Sleep(10 * time.Second); return nil }
+			first := loading(t, c, "k", Any)
+			synctest.Wait()
+			for range 2 {
+				time.Sleep(time.Second)
+				loading(t, c, "k", Any)
+				synctest.Wait()
+				assert.Equal(t, 1, r.loadCount())
+			}
+			time.Sleep(1)
+			loading(t, c, "k", Any)
+			synctest.Wait()
+			assert.Equal(t, 2, r.loadCount())
+			value(t, first)
+		})
+	})
 }

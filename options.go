@@ -195,8 +195,10 @@ type Options[K comparable, V any] struct {
 	OnStale StalePolicy
 
 	// MaxStale is the Age above which no entry is served, at no Level; nor is
-	// one whose Age is not known, which is what a Put brings. Zero means no
-	// bound.
+	// one whose Age is not known, which is what a Put brings. A read that has to
+	// load joins no load that began so long before it; how long the load then takes
+	// is not counted. A Loader that may lag by as much is not asked, its Store is.
+	// Zero means no bound.
 	MaxStale time.Duration
 
 	// Audit, if not nil, starts an auditor, which compares memory with the source.
@@ -369,6 +371,12 @@ func (o Options[K, V]) Warnings() (all []string) {
 	if o.MaxStale > 0 && logged && o.MaxStale < 2*beat {
 		warn("MaxStale is %v, less than two beats of %v: many reads find nothing that is shown to be so fresh", o.MaxStale, beat)
 	}
+	if o.MaxStale > 0 && o.LoaderClass.lag >= o.MaxStale {
+		warn("MaxStale is %v, not above the Loader's lag of %v: it is never asked, the strong source has every load", o.MaxStale, o.LoaderClass.lag)
+	}
+	if o.MaxStale > 0 && o.Loader == nil && o.Store == nil {
+		warn("MaxStale is %v without a Loader: nobody knows the age of what Put brings, so only fills are served", o.MaxStale)
+	}
 	if o.Level.kind == levelWithin && connected && !logged {
 		warn("Level is %v without a Log: nothing makes an entry younger than its load", o.Level)
 	}
@@ -388,7 +396,7 @@ func (o Options[K, V]) Warnings() (all []string) {
 		warn("MaxLoads is negative: a cold cache asks the source for everything at once")
 	}
 	if o.LoadTimeout < 0 {
-		warn("LoadTimeout is negative: a source that hangs holds its readers, and their places among MaxLoads, for ever")
+		warn("LoadTimeout is negative: a source that hangs holds its readers, their places among MaxLoads, and probes of the Breaker, for ever")
 	}
 	return append(all, o.staleWarnings()...)
 }
@@ -544,6 +552,8 @@ func (o *Options[K, V]) validateLoader(bad func(field, format string, args ...an
 	}
 	if isNil(o.Breaker) {
 		bad("Breaker", "holds a nil %T", o.Breaker)
+	} else if o.Breaker != nil && o.Loader == nil && o.Store == nil {
+		bad("Breaker", "is set, but there is no Loader and no Store to call")
 	}
 	switch c := o.LoaderClass; c.kind {
 	case strongLoader:

@@ -62,7 +62,8 @@ func TestOptions_WhatNewRefuses(t *testing.T) {
 			[]options{{SoftLoadTimeout: 1, StaleIfError: 1, TTL: 1, Store: s, LoadTimeout: 2}, {SoftLoadTimeout: time.Hour, StaleIfError: 1, TTL: 1, Store: s, LoadTimeout: -1}},
 			[]options{{SoftLoadTimeout: -1}, {SoftLoadTimeout: 1}, {SoftLoadTimeout: 2, StaleIfError: 1, TTL: 1, Store: s, LoadTimeout: 2},
 				{SoftLoadTimeout: defaultLoadTimeout, StaleIfError: 1, TTL: 1, Store: s}}},
-		{"Breaker", []options{{Breaker: &refusing{}}}, []options{{Breaker: (*refusing)(nil)}, {Breaker: allowFunc(nil)}}},
+		{"Breaker", []options{{Breaker: &refusing{}, Loader: s}, {Breaker: &refusing{}, Store: s}},
+			[]options{{Breaker: (*refusing)(nil), Store: s}, {Breaker: allowFunc(nil), Store: s}, {Breaker: &refusing{}}}},
 		{"Level", []options{{Level: AtLeast(1)}, {Level: Linearizable, Loader: s}, {Level: Linearizable, Store: s}}, []options{{Level: Linearizable}}},
 		{"none", []options{{}, {NegativeTTL: -1, LoadTimeout: -1, MaxLoads: -1}, {NegativeTTL: 1, TTL: time.Hour}}, nil},
 	}
@@ -490,7 +491,7 @@ func (noHint) Subscribe(func([]byte), func(string)) (func(), error) { return nil
 
 // What is allowed and probably not meant is said, and what is usual is not.
 func TestOptions_Warnings(t *testing.T) {
-	b, log := newBus(), newMemLog()
+	b, log, src := newBus(), newMemLog(), newSource()
 	for name, c := range map[string]struct {
 		o    Options[string, int]
 		want []string // how the warnings begin
@@ -500,16 +501,19 @@ func TestOptions_Warnings(t *testing.T) {
 		"within, on a log":         {Options[string, int]{TTL: time.Hour, Invalidator: log.invalidator(), Level: Within(2 * testBeat), OnStale: Fail}, nil},
 		"own TTLs":                 {Options[string, int]{EntryTTL: func(string, Entry[int]) time.Duration { return 1 }, Invalidator: b.invalidator()}, nil},
 		"no TTL":                   {Options[string, int]{Invalidator: b.invalidator()}, []string{"TTL"}},
-		"within less than a beat":  {Options[string, int]{TTL: 1, Invalidator: log.invalidator(), Level: Within(testBeat), MaxStale: testBeat}, []string{"Level", "MaxStale"}},
+		"within less than a beat":  {Options[string, int]{TTL: 1, Invalidator: log.invalidator(), Level: Within(testBeat), MaxStale: testBeat, Store: src}, []string{"Level", "MaxStale"}},
 		"within, without a log":    {Options[string, int]{TTL: 1, Invalidator: b.invalidator(), Level: Within(time.Second), OnStale: Fail}, []string{"Level", "OnStale"}},
 		"no bound on loads":        {Options[string, int]{MaxLoads: -1, LoadTimeout: -1}, []string{"MaxLoads", "LoadTimeout"}},
-		"stale, and all is well":   {Options[string, int]{TTL: 1, StaleIfError: 2, StaleWhileRevalidate: 1, SoftLoadTimeout: 1, MaxStale: 2}, nil},
+		"stale, and all is well":   {Options[string, int]{TTL: 1, StaleIfError: 2, StaleWhileRevalidate: 1, SoftLoadTimeout: 1, MaxStale: 2, Store: src}, nil},
 		"nobody is lenient":        {Options[string, int]{TTL: 1, StaleWhileRevalidate: 1, Level: Linearizable}, []string{"StaleWhileRevalidate"}},
-		"MaxStale cuts it off":     {Options[string, int]{TTL: 2, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 2}, []string{"MaxStale"}},
-		"the log vouches":          {Options[string, int]{TTL: 1e10, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 1e10, Invalidator: log.invalidator()}, nil},
+		"MaxStale cuts it off":     {Options[string, int]{TTL: 2, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 2, Store: src}, []string{"MaxStale"}},
+		"the log vouches":          {Options[string, int]{TTL: 1e10, StaleIfError: 1, SoftLoadTimeout: 1, MaxStale: 1e10, Store: src, Invalidator: log.invalidator()}, nil},
 		"no soft timeout":          {Options[string, int]{TTL: 1, StaleIfError: 1}, []string{"StaleIfError"}},
 		"nothing to audit":         {Options[string, int]{TTL: aloneBound, Audit: &AuditOptions[string, int]{}}, []string{"TTL"}},
 		"something to audit":       {Options[string, int]{TTL: aloneBound + 1, Audit: &AuditOptions[string, int]{}}, nil},
+		"nobody knows an age":      {Options[string, int]{MaxStale: 1}, []string{"MaxStale"}},
+		"the replica lags by more": {Options[string, int]{MaxStale: 1, Loader: src, Store: src, LoaderClass: Lagging(1)}, []string{"MaxStale"}},
+		"the replica lags by less": {Options[string, int]{MaxStale: 2, Loader: src, Store: src, LoaderClass: Lagging(1)}, nil},
 		"absences outlive entries": {Options[string, int]{TTL: 1, NegativeTTL: 2}, []string{"NegativeTTL"}},
 	} {
 		got := c.o.Warnings()

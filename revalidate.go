@@ -100,7 +100,7 @@ func (c *Cache[K, V]) confirm(ctx context.Context, f *flight[K, V]) (got Loaded[
 	}
 	q, first := c.versions.join(f.key)
 	if first {
-		c.question(ctx, q)
+		c.begin(ctx, q)
 	}
 	select {
 	case <-q.done:
@@ -115,19 +115,40 @@ func (c *Cache[K, V]) confirm(ctx context.Context, f *flight[K, V]) (got Loaded[
 	return Loaded[V]{Value: e.value, Version: e.version}, nil
 }
 
+// begin lets q be asked. It waits for its turn as long as it takes, and those who have
+// joined it as long as each may: who came late is not told that the first had no time left.
+func (c *Cache[K, V]) begin(first context.Context, q *question[K]) {
+	if !c.loads.enter() {
+		c.versions.leave(q)
+		q.err = ErrClosed
+		close(q.done)
+		return
+	}
+	go func() {
+		defer c.loads.leave()
+		defer close(q.done) // also if the source, or the breaker, ends this goroutine
+		defer c.versions.leave(q)
+		defer func() {
+			if r := recover(); r != nil {
+				q.err = c.caught(r)
+			}
+		}()
+		q.err = c.question(first, q)
+	}()
+}
+
 // question asks q, for all who have joined it until it is its turn.
-func (c *Cache[K, V]) question(ctx context.Context, q *question[K]) {
+func (c *Cache[K, V]) question(first context.Context, q *question[K]) error {
 	l := c.versions
-	defer close(q.done) // also if the source ends this goroutine
-	defer l.leave(q)
 	select {
 	case l.asking <- struct{}{}:
 		defer func() { <-l.asking }()
-	case <-ctx.Done():
-		q.err = ctx.Err()
-		return
+	case <-c.life.Done():
+		return ErrClosed
 	}
-	q.err = c.ask(ctx, func() (err error) {
+	return c.ask(c.life, func() (err error) {
+		ctx, cancel := c.loadContext(first)
+		defer cancel()
 		defer func() {
 			if r := recover(); r != nil {
 				err = c.caught(r)

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -413,4 +414,45 @@ func TestSetBypass_BesideSuspicions(t *testing.T) {
 	assert.Zero(t, era&eraUnserved)
 	assert.EqualValues(t, 1000, generation(era))
 	assert.EqualValues(t, 4000, uint32(era)/eraSuspicion)
+}
+
+// Who joins a question late has as long to wait as for a load, and gets an answer that
+// comes in that time.
+func TestConfirm_AQuestionHasItsOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &versionSource{source: newSource()}
+		c := suspected(t, s, 2, Options[string, int]{LoadTimeout: 10 * time.Second, MaxLoads: 1})
+		s.beforeLoad = func(_ context.Context, key string) error {
+			if key == "hangs" {
+				time.Sleep(10*time.Second + 200*time.Millisecond) // longer than it may
+			}
+			return nil
+		}
+		loading(t, c, "hangs", Any)
+		synctest.Wait()
+		time.Sleep(100 * time.Millisecond)
+		loading(t, c, "0", Any) // asks the question, and has no time left when there is a place for it
+		time.Sleep(9900 * time.Millisecond)
+		_, err := c.Load(t.Context(), "1")
+		require.NoError(t, err)
+	})
+}
+
+// What MaxStale keeps from being served is not explained as served.
+func TestExplain_TooOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.set("k", 1)
+		c := newCache(t, Options[string, int]{Store: s, MaxStale: time.Second})
+		load(t, c, "k")
+		for _, old := range []bool{false, true} {
+			_, ok := c.Get("k")
+			x := c.Explain("k")
+			assert.Equal(t, !old, ok)
+			assert.Equal(t, !old, x.Served)
+			assert.Equal(t, old, x.TooOld)
+			assert.Equal(t, old, strings.Contains(x.String(), "older than MaxStale"), x)
+			time.Sleep(time.Minute)
+		}
+	})
 }

@@ -191,3 +191,44 @@ func TestShadow_Refreshes(t *testing.T) {
 		assert.EqualValues(t, 2, c.Explain("0").Version)
 	})
 }
+
+// A read in shadow mode gets no less than an earlier one got, though memory keeps neither.
+func TestShadow_NeverGoesBack(t *testing.T) {
+	t.Run("strong", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			c := audited(t, s, 1, Options[string, int]{Shadow: true})
+			first, second := newLatch(t), newLatch(t)
+			s.beforeLoad = first.hook
+			a := loading(t, c, "0", Any)
+			first.wait(t)
+			s.beforeLoad, s.afterLoad = nil, second.hook
+			l := loading(t, c, "0", Linearizable) // has read version 1, and hangs
+			second.wait(t)
+			s.afterLoad = nil
+			s.set("0", 7)
+			first.release()
+			require.EqualValues(t, 2, value(t, a).Version)
+			b := loading(t, c, "0", Any)
+			synctest.Wait()
+			second.release()
+			assert.EqualValues(t, 2, value(t, b).Version)
+			value(t, l)
+		})
+	})
+	t.Run("lagging", func(t *testing.T) {
+		s := newSource()
+		r := newReadReplica(s)
+		c := newCache(t, Options[string, int]{Loader: r, Store: s, LoaderClass: Lagging(time.Minute), Shadow: true})
+		s.set("k", 1)
+		r.catchUp("k")
+		require.EqualValues(t, 1, load(t, c, "k").Version)
+		s.set("k", 2)
+		r.catchUp("k")
+		require.EqualValues(t, 2, load(t, c, "k").Version)
+		r.mu.Lock()
+		r.rows["k"] = row{value: 1, version: 1} // another one of the replicas
+		r.mu.Unlock()
+		assert.GreaterOrEqual(t, load(t, c, "k").Version, Version(2))
+	})
+}

@@ -158,3 +158,11 @@ func (s *shard[K, V]) pauseLocked(key K, hash, salt uint64, now int64, most time
 	chance := rand.New(rand.NewPCG(salt, hash+uint64(failures))).Float64()
 	p.Head.refreshAt.Store(after(now, backoff.Delay(firstPause, most, failures, chance)))
 }
+
+// resumeLocked ends the pause: a load of the key has not failed. What it brought may
+// not have been let in, so the entry can be the one that was there before.
+func (s *shard[K, V]) resumeLocked(key K, hash uint64) {
+	if p, ok := s.table.Find(hash, key); ok && p.Head.failed() {
+		p.Head.kind.Store(p.Head.kind.Load() &^ kindFailures)
+	}
+}

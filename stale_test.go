@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -656,7 +657,7 @@ func TestBreaker_IsToldWhatTheSourceHasToDoWith(t *testing.T) {
 			s := newSource()
 			var told []error
 			var breaking atomic.Bool
-			c := newCache(t, Options[string, int]{Store: s, DoubtTimeout: time.Millisecond, Breaker: allowFunc(func() (func(error), error) {
+			c := newCache(t, Options[string, int]{Store: s, DoubtTimeout: 500 * time.Millisecond, Breaker: allowFunc(func() (func(error), error) {
 				return func(err error) {
 					if !breaking.Swap(true) { // what comes after is about the doubt
 						told = append(told, err)
@@ -843,7 +844,7 @@ func TestBreaker_PanicsAreContained(t *testing.T) {
 func TestBreaker_State(t *testing.T) {
 	c := newCache(t, Options[string, int]{})
 	assert.Equal(t, NoBreaker, c.Stats().Breaker)
-	c = newCache(t, Options[string, int]{Breaker: &refusing{}})
+	c = newCache(t, Options[string, int]{Breaker: &refusing{}, Store: newSource()})
 	assert.Equal(t, NoBreaker, c.Stats().Breaker)
 	c = newCache(t, Options[string, int]{Breaker: panickingState{}, Store: newSource()})
 	assert.Equal(t, NoBreaker, c.Stats().Breaker)
@@ -1183,4 +1184,113 @@ func (b *slowState) State() BreakerState {
 		<-*held
 	}
 	return state
+}
+
+// A load that has not failed ends the pause of those that have, also if what it brought
+// is not let in: the source answers.
+func TestStaleIfError_ASuccessEndsThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.set("k", 1)
+		c := newCache(t, Options[string, int]{Store: s, TTL: time.Hour, TTLJitter: -1, RefreshAfter: 10 * time.Minute, StaleIfError: time.Hour})
+		load(t, c, "k")
+		time.Sleep(10*time.Minute + time.Second)
+		s.down()
+		load(t, c, "k") // a hit, and the refresh behind it fails
+		synctest.Wait()
+		s.up()
+		time.Sleep(time.Second)
+		s.afterLoad = func(context.Context, string) error { time.Sleep(time.Second); return nil }
+		load(t, c, "k") // a hit, and the refresh behind it does not
+		synctest.Wait()
+		c.suspect("test") // so that it is not let in
+		time.Sleep(2 * time.Second)
+		s.set("k", 2)
+		e := load(t, c, "k")
+		assert.Equal(t, 2, e.Value)
+		assert.False(t, e.Stale)
+	})
+}
+
+// A call of the source that hangs, and does not heed its context, keeps the breaker
+// waiting for its word no longer than it may take.
+func TestBreaker_ACallThatHangs(t *testing.T) {
+	for where, call := range map[string]func(c *Cache[string, int]){
+		"load":  func(c *Cache[string, int]) { _, _ = c.Load(context.Background(), "new") },
+		"audit": func(c *Cache[string, int]) { _, _ = c.Audit(context.Background()) },
+		"write": func(c *Cache[string, int]) { _, _ = c.Delete(context.Background(), "k", 1) },
+		"doubt": func(c *Cache[string, int]) { _, _ = c.Delete(context.Background(), "k", 1) },
+	} {
+		t.Run(where, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, b, until := newSource(), &verdicts{}, make(chan struct{})
+				s.set("k", 1)
+				c := newCache(t, Options[string, int]{Store: s, Breaker: b, LoadTimeout: time.Second, DoubtTimeout: 2 * time.Second, Audit: onDemand()})
+				load(t, c, "k")
+				hang := func(context.Context, string) error { <-until; return nil }
+				switch where {
+				case "write":
+					s.beforeWrite = hang
+				case "doubt":
+					s.afterWrite = func(context.Context, string) error { return context.Canceled }
+					s.onOutcome = func(string, OpID) error { <-until; return nil }
+				default:
+					s.beforeLoad = hang
+				}
+				go call(c)
+				time.Sleep(3 * time.Second)
+				got := b.all()
+				assert.Equal(t, context.DeadlineExceeded, got[len(got)-1])
+				close(until)
+				synctest.Wait()
+				if where == "load" { // after which nothing else is called
+					assert.Len(t, b.all(), len(got), "it is told of a call once")
+				}
+			})
+		})
+	}
+}
+
+// verdicts is a breaker that lets everything through, and remembers what it is told.
+type verdicts struct {
+	mu   sync.Mutex
+	told []error
+}
+
+func (b *verdicts) Allow() (func(error), error) {
+	return func(err error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.told = append(b.told, err)
+	}, nil
+}
+
+func (b *verdicts) all() []error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.told)
+}
+
+// A breaker that cannot be asked refuses; so a write in doubt is asked about all the same
+// when it must be.
+func TestBreaker_ThatPanicsPutsOffADoubtOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.set("k", 1)
+		var mad atomic.Bool
+		b := allowFunc(func() (func(error), error) {
+			if mad.Load() {
+				panic("mad")
+			}
+			return func(error) {}, nil
+		})
+		s.beforeWrite = func(context.Context, string) error { mad.Store(true); return nil }
+		s.afterWrite = func(context.Context, string) error { return errDown }
+		c := newCache(t, Options[string, int]{Store: s, Breaker: b, DoubtTimeout: time.Second})
+		_, err := c.CompareAndSet(t.Context(), "k", 1, 2)
+		var uncertain *UncertainError
+		require.ErrorAs(t, err, &uncertain)
+		time.Sleep(5 * time.Second)
+		assert.Zero(t, c.Stats().InDoubt)
+	})
 }

@@ -286,7 +286,8 @@ func (c *Cache[K, V]) told(w *write[K, V], m mark, void bool) (ticket uint64) {
 func (c *Cache[K, V]) send(ctx context.Context, w *write[K, V], call func(OpID) (Version, error)) (v Version, err error) {
 	w.sent = true
 	err = errGoexit // for the breaker, if the call ends this goroutine
-	defer func() { c.conclude(w.done, c.verdict(ctx, err)) }()
+	done := c.limited(w.done, c.opts.DoubtTimeout)
+	defer func() { c.conclude(done, c.verdict(ctx, err)) }()
 	defer func() {
 		if r := recover(); r != nil {
 			err = c.caught(r)
@@ -428,14 +429,16 @@ func (c *Cache[K, V]) outcome(key K, op OpID, must bool) (v Version, found bool,
 				err = c.caught(r)
 			}
 		}()
-		done, refused := c.allow()
+		err = errLeftAlone // also if the breaker ends this goroutine
+		done, refused := c.allowed()
 		if refused != nil {
-			if err = errLeftAlone; !must {
+			if !must {
 				return
 			}
 			done = func(error) {}
 		}
 		err = errGoexit
+		done = c.limited(done, c.opts.LoadTimeout)
 		defer func() { c.conclude(done, c.verdict(c.life, err)) }()
 		v, found, err = c.opts.Store.Outcome(ctx, key, op)
 		err = c.readable(err)
