@@ -162,8 +162,9 @@ type AuditReport struct {
 	Rate  int
 
 	Checked    uint64 // comparisons that are decided
-	Suspicions uint64 // of those the ones that differed at first, most for a message on its way
+	Suspicions uint64 // those that differed at first, most for a message on its way
 	Waiting    int    // suspicions and other checks that are not decided yet
+	Undecided  uint64 // suspicions whose entry expired or was evicted before anything explained them
 
 	// Confirmed mismatches by kind, and of how many the entry was dropped.
 	Stale, Differs, Ahead uint64
@@ -190,12 +191,14 @@ type AuditReport struct {
 
 // An AuditScale says how many entries were stale for longer than a time.
 type AuditScale struct {
-	Over  time.Duration
-	Stale uint64 // that can have been; see Mismatch.AtMost
+	Over      time.Duration
+	Stale     uint64 // that can have been; see Mismatch.AtMost
+	Undecided uint64 // of AuditReport.Undecided those that can have been
 
-	// Share is Stale by Checked. If Stale is zero it is 3 by Checked, at most 1:
-	// with a confidence of 95 % no larger share can have gone unnoticed. Nines is
-	// how many nines that is: 3 for a share of a thousandth.
+	// Share is Stale and Undecided by all, which are Checked and Undecided. If both are
+	// zero it is 3 by Checked, at most 1: with a confidence of 95 % no larger share can
+	// have gone unnoticed. Nines is how many nines that is: 3 for a share of a
+	// thousandth.
 	Share, Nines float64
 }
 
@@ -209,14 +212,15 @@ type AuditCycle struct {
 // Mismatches returns how many were confirmed, of all kinds.
 func (r AuditReport) Mismatches() uint64 { return r.Stale + r.Differs + r.Ahead }
 
-// shareOver returns how many of checked were stale over a time, with its nines.
-func shareOver(over time.Duration, stale, checked uint64) AuditScale {
-	s := AuditScale{Over: over, Stale: stale, Share: 1}
-	if checked > 0 {
-		s.Share = min(float64(max(stale, 3))/float64(checked), 1)
-		if stale > 0 {
-			s.Share = float64(stale) / float64(checked)
-		}
+// shareOver returns how many of checked were stale over a time, with its nines. Of
+// undecided ones nobody knows, so that they were.
+func shareOver(over time.Duration, stale, undecided, checked uint64) AuditScale {
+	s := AuditScale{Over: over, Stale: stale, Undecided: undecided, Share: 1}
+	switch bad := stale + undecided; {
+	case bad > 0:
+		s.Share = min(float64(bad)/float64(checked+undecided), 1)
+	case checked > 0:
+		s.Share = min(3/float64(checked), 1)
 	}
 	s.Nines = max(-math.Log10(s.Share), 0)
 	return s
@@ -234,7 +238,7 @@ func (c *Cache[K, V]) AuditReport() AuditReport {
 
 // Audit lets a cycle begin at once, or as soon as the one that is under way has
 // ended, and returns the report when that cycle has ended and all that it suspected
-// is decided. If ctx ends first it returns what is known so far, with ctx's error,
+// is decided, but for keys of which a write or a fill does not end. If ctx ends first it returns what is known so far, with ctx's error,
 // and the cycle goes on. It is bound by AuditOptions.Rate as every cycle is.
 //
 // Other errors: an [*OptionError] without [Options.Audit], and [ErrClosed].

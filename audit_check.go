@@ -30,8 +30,8 @@ func (a *auditor[K, V]) examine(list []check[K]) {
 		case isEarly:
 			k.due = after(a.c.now(), min(a.o.Bound/4, auditRetry))
 			a.put(k)
-		default: // whoever reads is not served it any more
-			a.decided(&k, k.suspect)
+		default:
+			a.gone(&k)
 		}
 	}
 	if len(ready) == 0 {
@@ -152,6 +152,46 @@ func (a *auditor[K, V]) failed(k *check[K], err error) {
 	a.put(*k)
 }
 
+// gone ends a check of an entry that nobody is served any more. That is what a
+// suspicion is given its time for, if it went because of what memory has learnt; if it
+// has just expired or was evicted nobody will ever know how long it would have been stale.
+func (a *auditor[K, V]) gone(k *check[K]) {
+	if !k.suspect {
+		a.decided(k, false)
+		return
+	}
+	learnt := a.learnt(k)
+	if !learnt {
+		now := a.c.now()
+		a.mu.Lock()
+		a.tally.Undecided++
+		for i := range a.lost {
+			if over := a.scale(i); k.had.provenAt == unproven || time.Duration(now-k.had.provenAt) > over {
+				a.lost[i]++
+			}
+		}
+		a.mu.Unlock()
+	}
+	a.decided(k, learnt)
+}
+
+// learnt reports whether this replica knows by now that there is something newer than
+// the entry that k suspects, or may be.
+func (a *auditor[K, V]) learnt(k *check[K]) bool {
+	s := a.c.shard(k.hash)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k.had.era != a.c.era.Load()&^eraSwitchedOff {
+		return true // a message may be missing: everything is to be confirmed
+	}
+	if p, ok := s.table.Find(k.hash, k.key); ok {
+		var e facts
+		e.read(p.Head)
+		return !e.same(&k.had)
+	}
+	return s.recorder.newerLocked(k.hash, k.had.mark(), k.had.provenAt)
+}
+
 // decided ends a check; counted says that it is one that was made.
 func (a *auditor[K, V]) decided(k *check[K], counted bool) {
 	if k.walk {
@@ -238,12 +278,11 @@ func (a *auditor[K, V]) confirm(k *check[K], kind MismatchKind, source mark) {
 	switch {
 	case !ok || !e.same(&k.had) || e.era != at.era&^eraSwitchedOff || e.expired(at.now()):
 		s.mu.Unlock()
-		a.decided(k, true)
+		a.gone(k)
 		return
 	case s.writingLocked(k.key): // which may be what explains it
 		s.mu.Unlock()
-		k.due = after(a.c.now(), min(a.o.Bound/4, auditRetry))
-		a.put(*k)
+		a.held(k)
 		return
 	}
 	m := Mismatch[K]{Key: k.key, Kind: kind, Time: time.Now(), Version: e.version, Absent: e.absent,
@@ -256,6 +295,21 @@ func (a *auditor[K, V]) confirm(k *check[K], kind MismatchKind, source mark) {
 	s.mu.Unlock()
 	a.decided(k, true)
 	a.tell(&m)
+}
+
+// held lets a suspicion be looked at again when what is under way may have ended. What
+// does not end holds up neither the cycle nor, by its questions, the source.
+func (a *auditor[K, V]) held(k *check[K]) {
+	pause := min(a.o.Bound/4, auditRetry)
+	if k.holds++; k.holds > maxFailed {
+		pause = a.o.Bound
+	}
+	if k.walk && k.holds >= 2*maxFailed {
+		k.walk = false
+		a.open--
+	}
+	k.due = after(a.c.now(), pause)
+	a.put(*k)
 }
 
 // repairLocked drops an entry that is not what the source has, and lets nothing

@@ -43,7 +43,9 @@ type auditor[K comparable, V any] struct {
 	wanted bool           // a cycle is to begin at once
 	tally  AuditReport
 	stale  []uint64      // by scale
+	lost   []uint64      // likewise: undecided, and may have been stale for so long
 	cycle  uint64        // mismatches of this cycle
+	toTrip int           // until the switch is set; zero or less: it is not
 	ended  chan struct{} // closed when a cycle ends
 	last   []Mismatch[K]
 }
@@ -59,6 +61,7 @@ type check[K comparable] struct {
 	shadow  bool // a read in shadow mode suspects it
 	byValue bool // its version alone was not told
 	tries   int  // that failed
+	holds   int  // tries that came in the middle of a write
 
 	// Of the entry as it was before the source was asked.
 
@@ -100,7 +103,7 @@ func newAuditor[K comparable, V any](c *Cache[K, V]) *auditor[K, V] {
 	a.each = int64(time.Second) / int64(a.o.Rate)
 	a.bulk, _ = c.source(true).(BulkLoader[K, V])
 	a.batch = a.most(false)
-	a.stale = make([]uint64, 1+len(a.o.Scales))
+	a.stale, a.lost = make([]uint64, 1+len(a.o.Scales)), make([]uint64, 1+len(a.o.Scales))
 	for i := range c.shards {
 		c.shards[i].recorder = newRecorder(len(c.shards))
 	}
@@ -126,7 +129,7 @@ func (a *auditor[K, V]) begin() {
 	a.walk, a.seen = a.c.now(), 0
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.wanted, a.cycle = false, 0
+	a.wanted, a.cycle, a.toTrip = false, 0, a.o.Trip
 	a.tally.Begun++
 }
 
@@ -163,10 +166,18 @@ func (a *auditor[K, V]) goRound() bool {
 }
 
 // flush examines what the walk has collected, once there is room for what that may
-// bring, and the rate allows it.
+// bring, and the rate allows it. Of two calls that the rate allows one is for what is due,
+// if something is: a suspicion does not wait for the end of the walk.
 func (a *auditor[K, V]) flush() bool {
-	if !a.work(func() bool { return a.known+len(a.fresh) > maxKnown || a.c.now() < a.free }) {
+	early := func() bool { return a.known+len(a.fresh) > maxKnown || a.c.now() < a.free }
+	if !a.work(early) {
 		return false
+	}
+	a.collect()
+	if due := a.take(a.c.now()); len(due) > 0 {
+		if a.examine(due); !a.work(early) {
+			return false
+		}
 	}
 	a.examine(a.fresh)
 	a.fresh = a.fresh[:0]
@@ -354,7 +365,7 @@ func (a *auditor[K, V]) count(m *Mismatch[K]) (trips bool) {
 			t.Longest = max(t.Longest, m.AtMost)
 		}
 		for i := range a.stale {
-			if i == 0 || m.AtMost < 0 || m.AtMost > a.o.Scales[i-1] {
+			if i == 0 || m.AtMost < 0 || m.AtMost > a.scale(i) {
 				a.stale[i]++
 			}
 		}
@@ -364,7 +375,25 @@ func (a *auditor[K, V]) count(m *Mismatch[K]) (trips bool) {
 	}
 	a.last = append(a.last, *m)
 	a.cycle++
-	return a.o.Trip > 0 && a.cycle == uint64(a.o.Trip)
+	a.toTrip--
+	return a.toTrip == 0
+}
+
+// untrip lets the switch be set again, after as many mismatches as before: somebody has
+// set it to off.
+func (a *auditor[K, V]) untrip() {
+	a.tripped.Store(false)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.toTrip = a.o.Trip
+}
+
+// scale returns the time scale of that number, of which the bound is the first.
+func (a *auditor[K, V]) scale(i int) time.Duration {
+	if i == 0 {
+		return a.o.Bound
+	}
+	return a.o.Scales[i-1]
 }
 
 // report returns what was found so far, and what is closed when the next cycle ends.
@@ -374,9 +403,8 @@ func (a *auditor[K, V]) report(wanted bool) (AuditReport, <-chan struct{}) {
 	defer a.mu.Unlock()
 	r := a.tally
 	r.Bound, r.Rate = a.o.Bound, a.o.Rate
-	r.Scales = append(r.Scales, shareOver(a.o.Bound, a.stale[0], r.Checked))
-	for i, d := range a.o.Scales {
-		r.Scales = append(r.Scales, shareOver(d, a.stale[i+1], r.Checked))
+	for i := range a.stale {
+		r.Scales = append(r.Scales, shareOver(a.scale(i), a.stale[i], a.lost[i], r.Checked))
 	}
 	t := &a.c.stats
 	r.Shadow, r.ShadowHits, r.ShadowOlder, r.ShadowDiffers = a.c.opts.Shadow, t.shadowHits.Load(), t.shadowOlder.Load(), t.shadowDiffers.Load()

@@ -209,6 +209,9 @@ func (c *Cache[K, V]) SetBypass(on bool) {
 		}
 		changed = c.era.CompareAndSwap(era, next)
 	}
+	if !on && c.audit != nil {
+		c.audit.untrip()
+	}
 	c.holdLagging()
 	c.opts.Logger.Warn("tidemark: bypass", "on", on)
 }

@@ -64,6 +64,21 @@ func (r *recorder) add(what happening, hash uint64, m mark, by cause, now int64)
 	r.n++
 }
 
+// newerLocked reports whether it is remembered that the key of this hash has reached
+// more than m, or, after a time, a version that nobody named.
+func (r *recorder) newerLocked(hash uint64, m mark, after int64) bool {
+	for i := range r.ring[:min(r.n, uint64(len(r.ring)))] {
+		e := &r.ring[i]
+		if e.hash != hash || e.what != told && e.what != installed {
+			continue
+		}
+		if has := (mark{e.version, e.absent}); m.before(has) || e.version == 0 && e.at >= after {
+			return true
+		}
+	}
+	return false
+}
+
 // ofLocked returns what is remembered of the key of this hash, oldest first.
 func (r *recorder) ofLocked(hash uint64, began time.Time) (all []Happening) {
 	if r == nil {
