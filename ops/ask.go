@@ -22,6 +22,10 @@ var ErrNobody = errors.New("ops: no replica answers")
 // is longer than a round trip to a replica that is busy.
 const quiet = 300 * time.Millisecond
 
+// patience is for how long an answer is waited for before any has come: the first may
+// be far away.
+const patience = 2 * time.Second
+
 // Ask asks all replicas of the cache for their Report, and returns what has come
 // when nobody has answered for a while, or ctx ends, in the order of their
 // instances. An error besides reports says which answers could not be understood; it
@@ -83,7 +87,7 @@ func collect[A any](ctx context.Context, nc *nats.Conn, subject string, question
 		return nil, fmt.Errorf("ops: ask: %w", err)
 	}
 	var errs []error
-	for wait := 2 * time.Second; ; wait = quiet { // the first may be far away
+	for wait := patience; ; wait = quiet {
 		once, cancel := context.WithTimeout(ctx, wait)
 		m, err := sub.NextMsgWithContext(once)
 		cancel()
@@ -96,19 +100,27 @@ func collect[A any](ctx context.Context, nc *nats.Conn, subject string, question
 		if m.Header.Get("Status") == "503" && len(m.Data) == 0 {
 			break // the server: there is nobody
 		}
-		if code := m.Header.Get(micro.ErrorCodeHeader); code != "" {
-			errs = append(errs, &answerError{code, m.Header.Get(micro.ErrorHeader), refusal})
-			continue
+		if a, err := understand[A](m, refusal); err != nil {
+			errs = append(errs, err)
+		} else {
+			all = append(all, a)
 		}
-		var a A
-		if err := json.Unmarshal(m.Data, &a); err != nil {
-			errs = append(errs, fmt.Errorf("ops: an answer cannot be understood: %w", err))
-			continue
-		}
-		all = append(all, a)
 	}
 	if all == nil && errs == nil {
 		errs = append(errs, ErrNobody)
 	}
 	return all, errors.Join(errs...)
+}
+
+// understand reads one answer. refusal is what the code 403 means; what a refusal has
+// to say besides is returned with it.
+func understand[A any](m *nats.Msg, refusal error) (a A, err error) {
+	err = json.Unmarshal(m.Data, &a)
+	if code := m.Header.Get(micro.ErrorCodeHeader); code != "" {
+		return a, &answerError{code, m.Header.Get(micro.ErrorHeader), refusal}
+	}
+	if err != nil {
+		return a, fmt.Errorf("ops: an answer cannot be understood: %w", err)
+	}
+	return a, nil
 }

@@ -20,8 +20,15 @@ serves anything from memory: every read asks the source, which must bear that. W
 is off again, what memory has is confirmed by the source before it is served.
 
 Replicas do as they are told if the program calls View.Serve of package ops with
-Options.AllowBypass. It is set in every replica that answers; one that is started
-later begins without it. The status is 1 if nobody answers, or one refuses.
+Options.AllowBypass. They are told again and again, for two seconds, and then until
+each that is there has confirmed it, or -timeout is over. A replica is there if it has
+answered anything meanwhile: this, or the question for its state.
+
+The status is 0 if all of those have confirmed it, and they are the ones that are
+printed. It speaks for no others: one that is cut off from NATS, stands still or does
+not call View.Serve, and one that is started later, which begins without it. Compare
+with the replicas that you run. The status is 1 if nobody answers, one refuses, or one
+does not confirm it; which one is said.
 
 `
 

@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -83,4 +86,81 @@ func TestBypass(t *testing.T) {
 	for _, args := range [][]string{nil, {"yes"}, {"on", "off"}, {"on", "-json"}} {
 		assert.Equal(t, exitUsage, bypass(args...).status, "%q", args)
 	}
+}
+
+// A replica that answers late, or has missed the first question, has confirmed it; one
+// that is there and has not is named, and the status is no success.
+func TestBypass_SpeaksForWhoIsThere(t *testing.T) {
+	s := startNATS(t, server.Options{})
+	nc, err := nats.Connect(s.ClientURL())
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	answer := func(m *nats.Msg, x any) {
+		b, err := json.Marshal(x)
+		assert.NoError(t, err)
+		assert.NoError(t, m.Respond(b))
+	}
+	told, timers := 0, sync.WaitGroup{} // told is of the subscription's goroutine
+	_, err = nc.Subscribe(ops.BypassSubject("accounts"), func(m *nats.Msg) {
+		told++
+		answer(m, ops.Bypass{Instance: "near", On: true, Was: told > 1})
+		if told > 2 {
+			answer(m, ops.Bypass{Instance: "lost", On: true})
+			return
+		}
+		timers.Go(func() {
+			<-time.After(1200 * time.Millisecond)
+			answer(m, ops.Bypass{Instance: "late", On: true})
+		})
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	bypass := func() result {
+		return tidemarkWith(t.Context(), "", "bypass", "-server", s.ClientURL(), "-name", "accounts", "-timeout", "3s", "on")
+	}
+	r := bypass()
+	assert.Equal(t, exitOK, r.status, r.err)
+	for _, instance := range []string{"late", "lost", "near"} {
+		assert.Equal(t, []string{instance, "off", "on"}, column(t, r.out, instance), "as it was before it was told")
+	}
+	timers.Wait()
+
+	_, err = nc.Subscribe(ops.StateSubject("accounts"), func(m *nats.Msg) {
+		answer(m, ops.Report{Instance: "near"})
+		answer(m, ops.Report{Instance: "deaf\x1b"})
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	r = bypass()
+	assert.Equal(t, exitFailed, r.status)
+	assert.Contains(t, r.err, `have not confirmed how their bypass is set: ["deaf\x1b"]`)
+	assert.Equal(t, []string{"near", "on", "on"}, column(t, r.out, "near"), "the others are shown all the same")
+}
+
+// A replica that was busy and is asked twice meanwhile may answer twice, where it may
+// only answer.
+func TestBypass_EachAnswerIsPermitted(t *testing.T) {
+	subject := ops.BypassSubject("accounts")
+	s := startNATS(t, server.Options{Users: []*server.User{
+		{Username: "operator", Password: "p"},
+		{Username: "replica", Password: "p", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{">"}}, Subscribe: &server.SubjectPermission{Allow: []string{subject}},
+			Response: &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
+		}},
+	}})
+	nc, err := nats.Connect(s.ClientURL(), nats.UserInfo("replica", "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	require.NoError(t, err)
+	t.Cleanup(nc.Close)
+	var once sync.Once
+	_, err = nc.Subscribe(subject, func(m *nats.Msg) {
+		once.Do(func() { <-time.After(1200 * time.Millisecond) })
+		assert.NoError(t, m.Respond([]byte(`{"Instance": "busy", "On": true}`)))
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+	r := tidemarkWith(t.Context(), "", "bypass", "-server", strings.Replace(s.ClientURL(), "nats://", "nats://operator:p@", 1), "-name", "accounts", "on")
+	assert.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, []string{"busy", "off", "on"}, column(t, r.out, "busy"))
+	require.NoError(t, nc.Flush())
+	assert.NoError(t, nc.LastError())
 }
