@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -37,7 +39,9 @@ is given, and no value.
   CYCLE      when the last one ended, and how many entries it looked at
 
 The status is 1 if a mismatch was confirmed since the start of a replica, or if one
-cannot be asked or has no auditor.
+cannot be asked, has no auditor, or answers no more before its cycle has ended. A cycle
+that is under way when -wait is over is only told of. It speaks for the replicas that it
+prints.
 
 `
 
@@ -57,7 +61,7 @@ func runAudit(ctx context.Context, args []string, std streams) int {
 		return fail(std, "audit", err)
 	}
 	defer nc.Close()
-	all, late, err := audits(ctx, nc, target.name, *wait, *keys)
+	all, late, gone, err := audits(ctx, nc, target.name, *wait, *keys)
 	switch {
 	case *asJSON:
 		err = errors.Join(err, printJSON(std.out, all))
@@ -72,6 +76,9 @@ func runAudit(ctx context.Context, args []string, std streams) int {
 	if len(late) > 0 {
 		fmt.Fprintf(std.err, "tidemark audit: the cycle has not ended on %s\n", printable(strings.Join(late, ", ")))
 	}
+	if len(gone) > 0 {
+		err = errors.Join(err, fmt.Errorf("no answer any more from %s", printable(strings.Join(gone, ", "))))
+	}
 	if err != nil {
 		return fail(std, "audit", err)
 	}
@@ -83,38 +90,61 @@ func runAudit(ctx context.Context, args []string, std streams) int {
 	return exitOK
 }
 
-// audits asks the replicas for a cycle, and returns what they say when all have ended
-// it, or the time is over; then late are those that have not.
-func audits(ctx context.Context, nc *nats.Conn, name string, wait time.Duration, keys bool) (all []ops.Audit, late []string, err error) {
+// audits asks the replicas for a cycle, and returns what each has said last when all have
+// ended it, or the time is over; then late are those that have not, and gone those of
+// them that did not answer any more. The error is the first one.
+func audits(ctx context.Context, nc *nats.Conn, name string, wait time.Duration, keys bool) (all []ops.Audit, late, gone []string, err error) {
 	over := time.Now().Add(wait)
-	all, err = ops.AskAudit(ctx, nc, name, wait > 0, keys)
-	if wait <= 0 || len(all) == 0 {
-		return all, nil, err
-	}
-	wanted := map[string]uint64{}
-	for _, a := range all {
-		if a.Report.Bound > 0 {
-			wanted[a.Instance] = a.Report.Begun + 1
+	wanted := map[string]uint64{} // the cycle that each is to end
+	for start := wait > 0; ; {
+		answers, askErr := ops.AskAudit(ctx, nc, name, start, keys)
+		if err == nil && (len(all) == 0 || !errors.Is(askErr, ops.ErrNobody)) {
+			err = askErr
 		}
-	}
-	for {
-		late = nil
+		heard := map[string]bool{}
+		for _, a := range answers {
+			heard[a.Instance] = true
+			if _, asked := wanted[a.Instance]; start && !asked {
+				wanted[a.Instance] = a.Report.Begun + 1
+			}
+		}
+		all = latest(all, answers)
+		if wait <= 0 || len(all) == 0 {
+			return all, nil, nil, err
+		}
+		late, gone, start = nil, nil, false
 		for _, a := range all {
-			if a.Report.Cycles < wanted[a.Instance] {
-				late = append(late, a.Instance)
+			end, asked := wanted[a.Instance]
+			if a.Report.Bound == 0 || asked && a.Report.Cycles >= end {
+				continue // there is no more to come
+			}
+			start = start || !asked // it was not there for the first question
+			late = append(late, a.Instance)
+			if !heard[a.Instance] && ctx.Err() == nil { // or nobody had the time to answer
+				gone = append(gone, a.Instance)
 			}
 		}
 		if len(late) == 0 || time.Now().After(over) || ctx.Err() != nil {
-			return all, late, err
+			return all, late, gone, err
 		}
 		select {
 		case <-time.After(200 * time.Millisecond):
 		case <-ctx.Done():
 		}
-		if again, askErr := ops.AskAudit(ctx, nc, name, false, keys); len(again) > 0 {
-			all, err = again, askErr
+	}
+}
+
+// latest returns the answers, and what those said before who have not answered, in the
+// order of their instances.
+func latest(before, answers []ops.Audit) []ops.Audit {
+	all := slices.Clone(answers)
+	for _, b := range before {
+		if !slices.ContainsFunc(answers, func(a ops.Audit) bool { return a.Instance == b.Instance }) {
+			all = append(all, b)
 		}
 	}
+	slices.SortStableFunc(all, func(a, b ops.Audit) int { return cmp.Compare(a.Instance, b.Instance) })
+	return all
 }
 
 // printAudits prints a table for people.

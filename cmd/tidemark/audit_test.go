@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -125,4 +126,55 @@ func TestAudit_AnswersAreOnlyText(t *testing.T) {
 	assert.NotContains(t, r.out+r.err, "\a")
 	assert.Contains(t, r.out, "has set the bypass")
 	assert.Contains(t, r.out, "unknown, 0 versions")
+}
+
+// What a replica has said is not forgotten when it does not answer once, or any more, and
+// one that was away for the first question is asked for a cycle, too.
+func TestAudit_NobodyIsForgotten(t *testing.T) {
+	of := func(instance string, begun, cycles, stale uint64) ops.Audit {
+		return ops.Audit{Instance: instance, Report: tidemark.AuditReport{Bound: 1, Begun: begun, Cycles: cycles, Stale: stale}}
+	}
+	ended := of("a", 2, 2, 0)
+	for name, c := range map[string]struct {
+		answers [][]any // to each question; to all further ones the last
+		starts  int
+		status  int
+		is, has string // what is said of b, and what is complained of
+	}{
+		"dead":            {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 5)}, {ended}}, 1, exitFailed, "b 0 5", "no answer any more from b"},
+		"dead, no finds":  {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 0)}, {ended}}, 1, exitFailed, "b 0 0", "no answer any more from b"},
+		"all are dead":    {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 0)}, {}}, 1, exitFailed, "b 0 0", "no answer any more from a, b"},
+		"busy":            {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 0)}, {ended}, {ended, of("b", 2, 2, 0)}}, 1, exitOK, "b 0 0", ""},
+		"ended, and dead": {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 0)}, {of("b", 2, 2, 0)}, {ended}}, 1, exitOK, "b 0 0", ""},
+		"busy at first":   {[][]any{{of("a", 1, 1, 0)}, {of("a", 2, 1, 0), of("b", 7, 7, 0)}, {ended, of("b", 7, 7, 0)}, {ended, of("b", 8, 8, 0)}}, 2, exitOK, "b 0 0", ""},
+		"slow":            {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 0)}, {ended, of("b", 2, 1, 0)}}, 1, exitOK, "b 0 0", "the cycle has not ended on b"},
+		"not understood":  {[][]any{{of("a", 1, 1, 0), of("b", 1, 1, 0), "?"}, {ended, of("b", 2, 2, 0)}}, 1, exitFailed, "b 0 0", "cannot be understood"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startNATS(t, server.Options{})
+			nc, err := nats.Connect(s.ClientURL())
+			require.NoError(t, err)
+			t.Cleanup(nc.Close)
+			var asked, starts atomic.Int64
+			_, err = nc.Subscribe(ops.AuditSubject("accounts"), func(m *nats.Msg) {
+				if strings.Contains(string(m.Data), "Start") {
+					starts.Add(1)
+				}
+				n := int(asked.Add(1))
+				for _, x := range c.answers[min(n, len(c.answers))-1] {
+					b, err := json.Marshal(x)
+					assert.NoError(t, err)
+					assert.NoError(t, m.Respond(b))
+				}
+			})
+			require.NoError(t, err)
+			require.NoError(t, nc.Flush())
+			r := tidemarkWith(t.Context(), "", "audit", "-server", s.ClientURL(), "-name", "accounts", "-wait", "3s")
+			assert.Equal(t, c.status, r.status, r.err)
+			assert.Equal(t, strings.Fields(c.is), column(t, r.out, "b")[:3])
+			assert.Contains(t, r.err, c.has)
+			assert.EqualValues(t, c.starts, starts.Load(), "questions that let a cycle begin")
+		})
+	}
 }
