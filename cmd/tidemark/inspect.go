@@ -187,9 +187,14 @@ func (x *inspection) print(std streams) error {
 }
 
 // behind reports whether a replica serves less than the source had before it was
-// asked.
+// asked. A row that is gone for good has no version to compare with: who serves one is
+// behind, unless it was made anew in between.
 func (x *inspection) behind(e *tidemark.Explanation) bool {
-	return x.Source != nil && e.Served && e.Version < x.Source.Version
+	if x.Source == nil || !e.Served {
+		return false
+	}
+	gone := x.Source.Absent && x.Source.Version == 0
+	return e.Version < x.Source.Version || gone && !e.Absent
 }
 
 func versionText(v tidemark.Version, absent bool) string {

@@ -140,6 +140,20 @@ func TestInspect(t *testing.T) {
 	r = inspect("-store", "sqlite:"+file, "-table", "balances", "alice")
 	require.Equal(t, exitOK, r.status, r.err)
 	assert.Equal(t, "2", column(t, r.out, "source")[1])
+
+	// The row is deleted for good, and with it its version.
+	_, err = db.ExecContext(t.Context(), "DELETE FROM balances")
+	require.NoError(t, err)
+	_, err = b.Load(t.Context(), "alice")
+	require.ErrorIs(t, err, tidemark.ErrNotFound)
+	r = inspect("-store", "sqlite:"+file+"?table=balances", "alice")
+	require.Equal(t, exitOK, r.status, r.err)
+	assert.Equal(t, []string{"source", "absent"}, column(t, r.out, "source")[:2])
+	assert.Equal(t, []string{"a", "1", "yes"}, column(t, r.out, "a")[:3])
+	assert.Regexp(t, `(?m)^a .* -- BEHIND THE SOURCE$`, r.out)
+	assert.NotRegexp(t, `(?m)^b .*BEHIND`, r.out, "it says so, too")
+	a.SetBypass(true)
+	assert.NotContains(t, inspect("-store", "sqlite:"+file+"?table=balances", "alice").out, "BEHIND", "what is not served is not behind")
 }
 
 // A table of PostgreSQL, whatever its columns are called and of what type its key is.
