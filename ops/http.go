@@ -161,7 +161,12 @@ type fact struct{ Name, Value string }
 func factsOf(s any) (all []fact) {
 	v := reflect.ValueOf(s)
 	for _, f := range reflect.VisibleFields(v.Type()) {
-		all = append(all, fact{f.Name, words(v.FieldByIndex(f.Index).Interface())})
+		value := v.FieldByIndex(f.Index).Interface()
+		text := words(value)
+		if d, _ := value.(time.Duration); f.Name == "Expires" && d < 0 { // an Explanation's is known, and over
+			text = fmt.Sprintf("expired %v ago", -d)
+		}
+		all = append(all, fact{f.Name, text})
 	}
 	return all
 }

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -132,6 +133,19 @@ func TestHandler_Refuses(t *testing.T) {
 	require.ErrorAs(t, err, new(*tidemark.OptionError))
 	assert.ErrorContains(t, err, "nil *View at 1")
 	assert.ErrorContains(t, err, `two Views named "a"`)
+}
+
+// An entry that has expired is not shown as one of which that is unknown.
+func TestHandler_WhatHasExpiredIsSaid(t *testing.T) {
+	v, cache := viewOf(t, tidemark.Options[string, string]{TTL: time.Hour}, ops.Options[string, string]{Name: "c"})
+	cache.Put("fresh", "v", 1)
+	assert.Regexp(t, `Expires +[0-9][0-9a-z.]+\n`, ask(t, "GET", "?key=fresh", "", v).Body.String())
+	v, cache = viewOf(t, tidemark.Options[string, string]{TTL: time.Nanosecond}, ops.Options[string, string]{Name: "c"})
+	cache.Put("old", "v", 1)
+	require.Eventually(t, func() bool { return cache.Explain("old").Expires < 0 }, 10*time.Second, time.Millisecond)
+	for accept, want := range map[string]string{"": `Expires +expired [0-9]\S* ago\n`, "text/html": `<th>Expires</th><td>expired [0-9]\S* ago</td>`} {
+		assert.Regexp(t, want, ask(t, "GET", "?key=old", accept, v).Body.String())
+	}
 }
 
 // No value is shown unless the View may show it and it is asked for.
