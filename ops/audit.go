@@ -19,7 +19,7 @@ import (
 var ErrNoAuditor = errors.New("ops: this cache has no auditor")
 
 // AuditSubject returns the subject on which the replicas of a cache are asked for
-// their Audit.
+// their Audit, also with the keys of mismatches, and to let a cycle begin.
 func AuditSubject(name string) string { return "tidemark.v1." + name + ".ops.audit" }
 
 // An Audit is what the auditor of one replica has found; see

@@ -44,10 +44,11 @@ type Service struct{ service micro.Service }
 // framework's own PING, INFO and STATS, to "$SRV.>", and to answer: "allow_responses"
 // is enough. Without the permission for "$SRV.>" the subjects work all the same,
 // and the connection complains once. Who may publish on the subjects may ask, and
-// with them for every key, and let the auditor begin a cycle, at the rate that the
-// program has set; and with Options.AllowBypass send every read to the source: give it to
-// operators only. It costs nothing while nobody asks. Set
-// the connection's error and closed handlers before Serve.
+// with them for every key, and for the keys of the auditor's mismatches, which he need not
+// know; he may let the auditor begin a cycle, at the rate that the program has set; and
+// with Options.AllowBypass send every read to the source: give it to operators only. It
+// costs nothing while nobody asks. Set the connection's error and closed handlers before
+// Serve.
 func (v *View) Serve(nc *nats.Conn) (*Service, error) {
 	if nc == nil {
 		return nil, &tidemark.OptionError{Field: "nc", Problem: "is nil"}
