@@ -29,8 +29,8 @@ const (
 // its end. Besides, it looks again at some of the keys that were invalidated. An
 // entry that differs from the source is a suspicion at first, for the message that
 // says so may be on its way. It is confirmed if, Bound later, the source still says
-// so, the same entry may still be served, and no load or write of the key is under
-// way. With a Log, the Bound is counted in what the Log has shown to be applied, so
+// so, the same entry may still be served, and no write or fill of the key is under
+// way: that does not wait for the end of the cycle. With a Log, the Bound is counted in what the Log has shown to be applied, so
 // that a log that is slow or down raises no alarm; nothing is confirmed meanwhile.
 //
 // What is confirmed is counted, logged without its key, told to OnEvent and
@@ -170,7 +170,7 @@ type AuditReport struct {
 	Stale, Differs, Ahead uint64
 	Repaired              uint64
 
-	Refused   uint64 // comparisons that were put off: MaxLoads, the Breaker or the source
+	Refused   uint64 // comparisons that were put off, each time: MaxLoads, the Breaker or the source
 	Unchecked uint64 // given up: the source failed again and again
 	Dropped   uint64 // samples of invalidations for which there was no room
 

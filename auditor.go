@@ -45,7 +45,7 @@ type auditor[K comparable, V any] struct {
 	stale  []uint64      // by scale
 	lost   []uint64      // likewise: undecided, and may have been stale for so long
 	cycle  uint64        // mismatches of this cycle
-	toTrip int           // until the switch is set; zero or less: it is not
+	toTrip int           // mismatches until the switch is set; zero or less: it is not
 	ended  chan struct{} // closed when a cycle ends
 	last   []Mismatch[K]
 }

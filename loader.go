@@ -19,7 +19,9 @@ type Loader[K comparable, V any] interface {
 	// Load may be called at once for different keys, and twice at once for one
 	// key. It must not read through the cache it loads for: the same key would
 	// wait for itself, and other keys for places among MaxLoads that loads like
-	// this one hold. A panic is contained and reported as a [*LoadError].
+	// this one hold. It should return when ctx ends, which LoadTimeout makes it do:
+	// its readers, and its place among MaxLoads, wait for that. A panic is contained
+	// and reported as a [*LoadError].
 	Load(ctx context.Context, key K) (V, Version, error)
 }
 
@@ -537,7 +539,7 @@ func (c *Cache[K, V]) endFlight(f *flight[K, V]) {
 	f.overtaken = f.moved
 	if c.opts.RefreshAfter > 0 || c.opts.grace() > 0 {
 		if f.err != nil {
-			s.pauseLocked(f.key, f.hash, c.salt, now, max(c.opts.RefreshAfter, mostPause))
+			s.pauseLocked(f.key, f.hash, c.salt, now)
 		} else {
 			s.resumeLocked(f.key, f.hash)
 		}

@@ -79,8 +79,8 @@ type Options[K comparable, V any] struct {
 	// start a load in the background; the hit is served at once. Zero means
 	// never. It must be below TTL to have an effect. After a load of the key that
 	// has failed the next such load is not begun for up to 0.1s, then 0.2s, and so on
-	// up to 10s, or RefreshAfter if that is longer: by chance for as little as half
-	// of that, so that neither keys nor replicas try again together.
+	// up to 10s: by chance for as little as half of that, so that neither keys nor
+	// replicas try again together.
 	RefreshAfter time.Duration
 
 	// StaleWhileRevalidate is for how long after its TTL an entry is still served
@@ -122,7 +122,8 @@ type Options[K comparable, V any] struct {
 	LoaderClass LoaderClass
 
 	// LoadTimeout bounds one load, the wait for a place among MaxLoads
-	// included. Zero means 30s; negative means no bound.
+	// included: the Loader's context ends then, and it is for the Loader to heed that.
+	// Zero means 30s; negative means no bound.
 	LoadTimeout time.Duration
 
 	// SoftLoadTimeout is how long a read waits for a load while memory has an entry
@@ -300,12 +301,14 @@ type StrongLoader[K comparable, V any] interface {
 type Breaker interface {
 	// Allow returns an error if the source must be left alone now; the load or the
 	// write then fails with ErrUnavailable. Otherwise done is called once, when the
-	// call has ended: with nil if the source has answered, if only that there is no
+	// call has ended or its time is over: with nil if the source has answered, if only that there is no
 	// such key, or that a write has met a conflict or a value that is too large; with
 	// an error that wraps [context.Canceled] if the caller of a write, or Close, gave
 	// up before it had, or the Log could not be told of a write that is Strict, so that
-	// it was not made: that says nothing of the source; and otherwise with the call's
-	// error, a timeout or an outcome that nobody knows included.
+	// it was not made, or a load had waited so long for its place that it had little time:
+	// that says nothing of the source; and otherwise with the call's error, a timeout, the
+	// caller's own too, or an outcome that nobody knows included. Of a call that hangs it
+	// is told [context.DeadlineExceeded] after LoadTimeout, or, of a write, DoubtTimeout.
 	Allow() (done func(err error), err error)
 }
 

@@ -25,7 +25,7 @@ import (
 // doubles each time.
 const (
 	firstPause = 100 * time.Millisecond
-	mostPause  = 10 * time.Second // or RefreshAfter
+	mostPause  = 10 * time.Second // what is overdue is lent for so long after the source is back
 )
 
 // overdue reports whether an entry may be served at level l though its TTL may be over,
@@ -145,7 +145,7 @@ func (c *Cache[K, V]) patience(f *flight[K, V], w *waiter[K, V]) time.Duration {
 // after one that has failed. Each failure in a row doubles the pause; chance, which
 // the salt makes another one in each process, keeps keys and replicas that have failed
 // together from trying again together.
-func (s *shard[K, V]) pauseLocked(key K, hash, salt uint64, now int64, most time.Duration) {
+func (s *shard[K, V]) pauseLocked(key K, hash, salt uint64, now int64) {
 	p, ok := s.table.Find(hash, key)
 	if !ok {
 		return
@@ -156,7 +156,7 @@ func (s *shard[K, V]) pauseLocked(key K, hash, salt uint64, now int64, most time
 		p.Head.kind.Store(kind + kindFailure)
 	}
 	chance := rand.New(rand.NewPCG(salt, hash+uint64(failures))).Float64()
-	p.Head.refreshAt.Store(after(now, backoff.Delay(firstPause, most, failures, chance)))
+	p.Head.refreshAt.Store(after(now, backoff.Delay(firstPause, mostPause, failures, chance)))
 }
 
 // resumeLocked ends the pause: a load of the key has not failed. What it brought may

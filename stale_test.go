@@ -812,7 +812,7 @@ func TestBreaker_PanicsAreContained(t *testing.T) {
 			t.Run(where+" "+how, func(t *testing.T) {
 				s := newSource()
 				s.set("k", 10)
-				c := newCache(t, Options[string, int]{Store: s, Breaker: b, DoubtTimeout: time.Millisecond})
+				c := newCache(t, Options[string, int]{Store: s, Breaker: b, DoubtTimeout: 500 * time.Millisecond})
 				returned := false
 				var err error
 				done := make(chan struct{})
@@ -1292,5 +1292,40 @@ func TestBreaker_ThatPanicsPutsOffADoubtOnly(t *testing.T) {
 		require.ErrorAs(t, err, &uncertain)
 		time.Sleep(5 * time.Second)
 		assert.Zero(t, c.Stats().InDoubt)
+	})
+}
+
+// However long a source was away, and however seldom an entry is refreshed when all is
+// well, what is overdue is loaded ten seconds after it is back.
+func TestStaleIfError_EndsSoonAfterTheOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.set("k", 1)
+		c := newCache(t, Options[string, int]{Store: s, TTL: 31 * time.Minute, TTLJitter: -1, RefreshAfter: 30 * time.Minute, StaleIfError: 24 * time.Hour})
+		load(t, c, "k")
+		s.down()
+		loads := s.loadCount()
+		for began := time.Now(); time.Since(began) < 3*time.Hour; time.Sleep(time.Second) {
+			load(t, c, "k")
+		}
+		assert.Less(t, s.loadCount()-loads, int(3*time.Hour/(mostPause/2))+10, "it was left alone meanwhile")
+		s.up()
+		s.set("k", 2)
+		time.Sleep(mostPause)
+		assert.Equal(t, 2, load(t, c, "k").Value)
+	})
+}
+
+// The pauses after failures are those of a state: with a newer one they begin anew, also
+// if no load has brought it.
+func TestStale_AnythingNewBeginsThePausesAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := overdueCache(t, s, Options[string, int]{StaleIfError: time.Hour})
+		s.down()
+		require.Greater(t, len(asked(t, c, s, time.Minute)), 5)
+		require.Equal(t, Applied, c.Put("k", 20, 2))
+		time.Sleep(staleTTL)
+		assert.LessOrEqual(t, asked(t, c, s, time.Minute)[0], firstPause+3*time.Millisecond)
 	})
 }

@@ -85,7 +85,7 @@ type Stats struct {
 	AuditStale   uint64 // confirmed: the source had a newer state for longer than Bound
 	AuditDiffers uint64 // confirmed: another value at the same version
 	AuditAhead   uint64 // confirmed: the source had an older state
-	AuditRefused uint64 // comparisons that were put off
+	AuditRefused uint64 // comparisons that were put off, each time that they were
 	AuditCycles  uint64 // times when every entry was looked at
 
 	// In shadow mode, see Options.Shadow: reads that memory would have served, and

@@ -28,6 +28,8 @@ type OpID [16]byte
 //   - an error that wraps [ErrUnavailable]: certainly not committed.
 //   - any other error: unknown. The cache keeps the key out of memory and asks
 //     Outcome until it knows.
+//
+// Each call should return when its ctx ends: whoever has called the cache waits for it.
 type Store[K comparable, V any] interface {
 	Loader[K, V]
 

@@ -15,8 +15,10 @@
 // through, and if they succeed it is closed; the first that fails opens it again.
 //
 // What counts as a failure is what the cache tells: errors, timeouts, and writes whose
-// outcome nobody knows; not absences, conflicts, or callers that have given up. So
-// [tidemark.Options.LoadTimeout] decides how soon a source that hangs is noticed.
+// outcome nobody knows; not absences, conflicts, or callers that have cancelled. So
+// [tidemark.Options.LoadTimeout] decides how soon a source that hangs is noticed, and for
+// writes the deadline that the caller gives, if it is before
+// [tidemark.Options.DoubtTimeout]: callers should give the source the time that it needs.
 //
 // One Breaker may serve all caches of one source.
 package breaker

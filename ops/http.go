@@ -194,7 +194,7 @@ func words(value any) string {
 		return strings.Join(all, "; ")
 	case []tidemark.AuditScale:
 		for _, s := range value {
-			all = append(all, fmt.Sprintf("over %v: %d, %.1f nines", s.Over, s.Stale, s.Nines))
+			all = append(all, fmt.Sprintf("over %v: %d, undecided %d, %.1f nines", s.Over, s.Stale, s.Undecided, s.Nines))
 		}
 		return strings.Join(all, "; ")
 	case tidemark.AuditCycle:

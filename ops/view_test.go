@@ -211,7 +211,7 @@ func TestAudit(t *testing.T) {
 		assert.Contains(t, ask(t, "GET", query+"&keys=1", "", v).Body.String(), "4929", query)
 	}
 	text := ask(t, "GET", "?audit=1&keys=1", "", v).Body.String()
-	assert.Regexp(t, `Scales +over [0-9.a-z]+: 1, [0-9.]+ nines; over`, text)
+	assert.Regexp(t, `Scales +over [0-9.a-z]+: 1, undecided 0, [0-9.]+ nines; over`, text)
 	assert.Regexp(t, `Last +[0-9:]{8} to [0-9:]{8}, 1 entries`, text)
 	assert.Regexp(t, `Record +[0-9:.]{12} installed [0-9]+ by load`, text)
 	assert.EqualValues(t, 2, v.Audit(false).Report.Begun, "to look begins nothing")

@@ -34,7 +34,8 @@ is given, and no value.
   REPAIRED   that were dropped, so that the next read loads
   OVER       for each time scale: entries that were stale for longer, of those that
              were checked, and how many nines that is; if none was, how many are
-             proven, with a confidence of 95 %
+             proven, with a confidence of 95 %. For the nines those count as stale
+             that expired or were evicted before it was known why they differed
   LONGEST    that one can have been stale, and the most versions that one was behind
   CYCLE      when the last one ended, and how many entries it looked at
 
@@ -168,6 +169,9 @@ func printAudits(w io.Writer, all []ops.Audit, keys bool) error {
 		if r.Refused > 0 {
 			fmt.Fprintf(&b, "\n%s: %d comparisons were put off for readers, the breaker or the source; %d were given up", printable(all[i].Instance), r.Refused, r.Unchecked)
 		}
+		if r.Undecided > 0 {
+			fmt.Fprintf(&b, "\n%s: %d that differed expired or were evicted before it was known why", printable(all[i].Instance), r.Undecided)
+		}
 		for _, m := range all[i].Mismatches {
 			if keys {
 				printMismatch(&b, all[i].Instance, m)
@@ -187,7 +191,7 @@ func auditLine(a *ops.Audit) []string {
 	var scales []string
 	for _, s := range r.Scales {
 		nines := fmt.Sprintf("%.1f nines", s.Nines)
-		if s.Stale == 0 {
+		if s.Stale == 0 || s.Undecided > 0 {
 			nines = "at least " + nines
 		}
 		scales = append(scales, fmt.Sprintf("%v: %d, %s", s.Over, s.Stale, nines))

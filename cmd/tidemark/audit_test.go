@@ -113,7 +113,8 @@ func TestAudit_AnswersAreOnlyText(t *testing.T) {
 	nc, err := nats.Connect(s.ClientURL())
 	require.NoError(t, err)
 	defer nc.Close()
-	x := ops.Audit{Instance: "\x1b[2J", Report: tidemark.AuditReport{Bound: 1, Tripped: true, Refused: 1, Longest: -1, Stale: 1},
+	x := ops.Audit{Instance: "\x1b[2J", Report: tidemark.AuditReport{Bound: 1, Tripped: true, Refused: 1, Longest: -1, Stale: 1, Undecided: 2,
+		Scales: []tidemark.AuditScale{{Over: time.Second, Stale: 1, Nines: 2}, {Over: time.Minute, Stale: 1, Undecided: 2, Nines: 1}}},
 		Mismatches: []ops.Mismatch{{Key: "\x1b[31m", AtMost: -1, Record: []tidemark.Happening{{What: "\x1b[31m", By: "\a"}}}}}
 	bad, err := json.Marshal(x)
 	require.NoError(t, err)
@@ -126,6 +127,8 @@ func TestAudit_AnswersAreOnlyText(t *testing.T) {
 	assert.NotContains(t, r.out+r.err, "\a")
 	assert.Contains(t, r.out, "has set the bypass")
 	assert.Contains(t, r.out, "unknown, 0 versions")
+	assert.Contains(t, r.out, "1s: 1, 2.0 nines; 1m0s: 1, at least 1.0 nines")
+	assert.Contains(t, r.out, "2 that differed expired or were evicted")
 }
 
 // What a replica has said is not forgotten when it does not answer once, or any more, and
