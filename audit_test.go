@@ -1152,3 +1152,29 @@ func TestAudit_TheSwitchIsSetAgain(t *testing.T) {
 		assert.Positive(t, set)
 	})
 }
+
+// A callback that does not return holds up Close no longer than its context says, and a
+// second.
+func TestClose_ACallbackThatDoesNotReturn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, returns := newSource(), make(chan struct{})
+		o := onDemand()
+		o.OnMismatch = func(Mismatch[string]) { <-returns }
+		c, err := New(Options[string, int]{Store: s, Audit: o})
+		require.NoError(t, err)
+		s.set("k", 1)
+		load(t, c, "k")
+		s.set("k", 2)
+		auditing, enough := context.WithTimeout(t.Context(), time.Minute)
+		defer enough()
+		_, err = c.Audit(auditing)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		assert.ErrorContains(t, c.Close(ctx), "a callback")
+		assert.Equal(t, time.Minute+endGrace, time.Since(began))
+		close(returns)
+		synctest.Wait()
+	})
+}

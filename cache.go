@@ -785,14 +785,42 @@ func (g *gate) await(ctx context.Context) error {
 
 // Close ends the cache. It refuses new calls, waits until ctx ends for running
 // writes and for what is to be broadcast, then cancels running loads and frees
-// every goroutine. The error says what could not be finished or broadcast; the
-// cache is closed in any case. Further calls wait for the first and return its
-// error.
+// every goroutine, but for one that a callback or the Logger holds: a second after
+// ctx has ended Close returns without it. The error says what could not be finished
+// or broadcast; the cache is closed in any case. Further calls wait for the first and
+// return its error.
 //
 // Reads after Close are misses; everything else says ErrClosed or Closed.
 func (c *Cache[K, V]) Close(ctx context.Context) error {
 	c.closing.Do(func() { c.closeEr = c.close(ctx) })
 	return c.closeEr
+}
+
+// endGrace is for how long Close waits for its goroutines when ctx has ended: they end
+// at once, unless somebody else's code holds them.
+const endGrace = time.Second
+
+// ended waits for the cache's goroutines, and reports whether all have ended.
+func (c *Cache[K, V]) ended(ctx context.Context) bool {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if c.replica != nil {
+			c.replica.wg.Wait()
+		}
+		c.pump.Wait()
+	}()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	case <-time.After(endGrace):
+		return false
+	}
 }
 
 func (c *Cache[K, V]) close(ctx context.Context) error {
@@ -810,10 +838,9 @@ func (c *Cache[K, V]) close(ctx context.Context) error {
 	if err := c.loads.await(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("tidemark: closed with a load that does not end: %w", err))
 	}
-	if c.replica != nil {
-		c.replica.wg.Wait()
+	if !c.ended(ctx) {
+		errs = append(errs, errors.New("tidemark: closed while a callback, or the Logger, does not return"))
 	}
-	c.pump.Wait()
 	c.logLimit.tellAll()
 	c.policy.close()
 	if n := c.doubts.Load(); n > 0 {

@@ -1498,7 +1498,7 @@ func TestLoad_MaxStale(t *testing.T) {
 				synctest.Wait()
 				assert.Equal(t, 1, r.loadCount())
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			loading(t, c, "k", Any)
 			synctest.Wait()
 			assert.Equal(t, 2, r.loadCount())

@@ -4996,4 +4996,12 @@ var guards = []guard{
 		test:   "TestAudit_NobodyIsForgotten",
 		module: "cmd/tidemark",
 	},
+	{
+		name:   "Close ended 1",
+		file:   "cache.go",
+		old:    "if !c.ended(ctx) {",
+		new:    "if !c.ended(context.Background()) {",
+		breaks: "a Logger that blocks keeps Close, and the process, from ending",
+		test:   "TestClose_ACallbackThatDoesNotReturn",
+	},
 }
