@@ -398,7 +398,7 @@ func (c *Cache[K, V]) refresh(p place, key K, hash uint64) {
 func (c *Cache[K, V]) run(caller context.Context, f *flight[K, V]) {
 	defer c.loads.leave()
 	var loaded Loaded[V]
-	var err error = errGoexit
+	var err error
 	defer func() {
 		if r := recover(); r != nil {
 			err = c.caught(r)
