@@ -273,19 +273,16 @@ func (c *Cache[K, V]) board(ctx context.Context, w *waiter[K, V]) (hit *node[K, 
 }
 
 // waitFor makes f the flight that w waits for; known is the mark of the key's
-// entry. The floor of a lagging load may be that of another key, so it is a
-// reason to ask the strong source, but not to disbelieve it.
+// entry. The floor of f may be that of another key, if it is lagging, or what somebody
+// has announced that the source does not have: so it is a reason not to be content with
+// f, but none to disbelieve the source when that is asked again.
 func (w *waiter[K, V]) waitFor(f *flight[K, V], known mark) {
-	switch {
-	case w.tries > 1:
+	if w.tries > 1 {
 		w.want = w.need
-	case f.strong:
-		w.need = w.need.later(known).later(f.floor)
-		w.want = w.need
-	default:
-		w.need = w.need.later(known)
-		w.want = w.need.later(f.floor)
+		return
 	}
+	w.need = w.need.later(known)
+	w.want = w.need.later(f.floor)
 }
 
 // joinableLocked returns the key's flight if w may wait for it: it began in

@@ -1506,3 +1506,25 @@ func TestLoad_MaxStale(t *testing.T) {
 		})
 	})
 }
+
+// Who joins a load of which something newer has been announced is not content with it;
+// but if the source, asked again, does not have that, its word counts: whoever may publish
+// can make reads load twice, and not fail.
+func TestLoad_WhatIsAnnouncedIsForTheSourceToKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.set("k", 10)
+		l := newLatch(t)
+		s.afterLoad = l.hook
+		c := onSource(t, s)
+		first := loading(t, c, "k", Any)
+		l.wait(t)
+		require.NoError(t, c.Invalidate(t.Context(), "k", 1<<63))
+		second := loading(t, c, "k", Any)
+		synctest.Wait()
+		l.release()
+		value(t, first)
+		assert.EqualValues(t, 1, value(t, second).Version)
+		assert.Equal(t, 2, s.loadCount())
+	})
+}
