@@ -291,6 +291,8 @@ func TestAudit_AWriteUnderWayExplainsADifference(t *testing.T) {
 				requireServed(t, c, "0")
 				close(answer)
 				assert.Zero(t, (<-done).Mismatches())
+				synctest.Wait() // until the write has ended, too
+				assert.Zero(t, c.AuditReport().Mismatches())
 			})
 		})
 	}

@@ -800,7 +800,8 @@ func (c *Cache[K, V]) Close(ctx context.Context) error {
 // at once, unless somebody else's code holds them.
 const endGrace = time.Second
 
-// ended waits for the cache's goroutines, and reports whether all have ended.
+// ended waits for the cache's goroutines, tells the Logger what it was spared, and
+// reports whether all that has ended.
 func (c *Cache[K, V]) ended(ctx context.Context) bool {
 	done := make(chan struct{})
 	go func() {
@@ -809,6 +810,7 @@ func (c *Cache[K, V]) ended(ctx context.Context) bool {
 			c.replica.wg.Wait()
 		}
 		c.pump.Wait()
+		c.logLimit.tellAll()
 	}()
 	select {
 	case <-done:
@@ -841,7 +843,6 @@ func (c *Cache[K, V]) close(ctx context.Context) error {
 	if !c.ended(ctx) {
 		errs = append(errs, errors.New("tidemark: closed while a callback, or the Logger, does not return"))
 	}
-	c.logLimit.tellAll()
 	c.policy.close()
 	if n := c.doubts.Load(); n > 0 {
 		errs = append(errs, &DoubtError{Writes: int(n)})

@@ -219,7 +219,8 @@ func (w *world) get(t *rapid.T) {
 	if value, ok := v.cache.Get(key); ok != (admitted && !e.Absent) || ok && value != e.Value {
 		t.Fatalf("%s: Get(%s) = %d, %t, but GetEntry found %+v", v.name, key, value, ok, e)
 	}
-	if x := v.cache.Explain(key); x.Served != (served != nil) {
+	atAny := served != nil && v.cache.admits(Any, true, &served.E.facts, replica.NoMark, v.cache.moments())
+	if x := v.cache.Explain(key); x.Served != atAny || x.TooOld != (served != nil && !atAny) {
 		t.Fatalf("%s: %s is explained as %v", v.name, key, x)
 	}
 }
