@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -118,10 +119,14 @@ func TestAudit_AnswersAreOnlyText(t *testing.T) {
 		Mismatches: []ops.Mismatch{{Key: "\x1b[31m", AtMost: -1, Record: []tidemark.Happening{{What: "\x1b[31m", By: "\a"}}}}}
 	bad, err := json.Marshal(x)
 	require.NoError(t, err)
-	_, err = nc.Subscribe(ops.AuditSubject("accounts"), func(m *nats.Msg) { _ = m.Respond(bad) })
+	_, err = nc.Subscribe(ops.AuditSubject("accounts"), func(m *nats.Msg) {
+		_ = m.Respond(bad)
+		_ = m.RespondMsg(&nats.Msg{Header: nats.Header{micro.ErrorCodeHeader: {"500"}, micro.ErrorHeader: {"no \x1b[2J"}}})
+	})
 	require.NoError(t, err)
 	require.NoError(t, nc.Flush())
 	r := tidemarkWith(t.Context(), "", "audit", "-server", s.ClientURL(), "-name", "accounts", "-keys", "-wait", "0")
+	assert.Contains(t, r.err, "a replica says 500: no ?[2J")
 	assert.Equal(t, exitFailed, r.status)
 	assert.NotContains(t, r.out+r.err, "\x1b")
 	assert.NotContains(t, r.out+r.err, "\a")

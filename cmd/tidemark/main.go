@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -140,9 +141,14 @@ func complain(std streams, command string, err error) int {
 	return exitUsage
 }
 
-// fail reports that a subcommand could not do its work.
+// fail reports that a subcommand could not do its work. What others have answered may be
+// in err.
 func fail(std streams, command string, err error) int {
-	fmt.Fprintf(std.err, "tidemark %s: %v\n", command, err)
+	lines := strings.Split(err.Error(), "\n") // an error each, if there are several
+	for i, line := range lines {
+		lines[i] = printable(line)
+	}
+	fmt.Fprintf(std.err, "tidemark %s: %s\n", command, strings.Join(lines, "\n"))
 	return exitFailed
 }
 
