@@ -1048,7 +1048,7 @@ func TestAudit_SuspicionsDoNotWaitForTheWalk(t *testing.T) {
 				if !bulk {
 					store = s.source
 				}
-				const entries, rate = 6000, 50 // a walk of two minutes
+				const entries, rate = 2000, 50 // a walk of forty seconds
 				var began, first, looked, tripped time.Time
 				o := &AuditOptions[string, int]{Rate: rate, Every: 1000 * time.Hour, Bound: 2 * time.Second, Sample: 1, Scales: []time.Duration{}, Trip: 3}
 				o.OnMismatch = func(m Mismatch[string]) {
@@ -1112,7 +1112,7 @@ func TestAudit_WhatIsUndecidedMayHaveBeenStale(t *testing.T) {
 func TestAudit_AFillThatDoesNotEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
-		c := audited(t, s, 10, Options[string, int]{})
+		c := audited(t, s, 10, Options[string, int]{Shards: 1})
 		s.set("3", 9)
 		f := c.BeginFill("3")
 		loads, began := s.loadCount(), time.Now()
