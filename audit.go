@@ -30,8 +30,9 @@ const (
 // entry that differs from the source is a suspicion at first, for the message that
 // says so may be on its way. It is confirmed if, Bound later, the source still says
 // so, the same entry may still be served, and no write or fill of the key is under
-// way: that does not wait for the end of the cycle. With a Log, the Bound is counted in what the Log has shown to be applied, so
-// that a log that is slow or down raises no alarm; nothing is confirmed meanwhile.
+// way: that does not wait for the end of the cycle. With a Log, the Bound is counted
+// in what the Log has shown to be applied, so that a log that is slow or down raises no
+// alarm; nothing is confirmed meanwhile.
 //
 // What is confirmed is counted, logged without its key, told to OnEvent and
 // OnMismatch, and repaired: the entry is gone, and the key's tide mark is at least
@@ -238,8 +239,9 @@ func (c *Cache[K, V]) AuditReport() AuditReport {
 
 // Audit lets a cycle begin at once, or as soon as the one that is under way has
 // ended, and returns the report when that cycle has ended and all that it suspected
-// is decided, but for keys of which a write or a fill does not end. If ctx ends first it returns what is known so far, with ctx's error,
-// and the cycle goes on. It is bound by AuditOptions.Rate as every cycle is.
+// is decided, but for keys of which a write or a fill does not end. If ctx ends first
+// it returns what is known so far, with ctx's error, and the cycle goes on. It is bound
+// by AuditOptions.Rate as every cycle is.
 //
 // Other errors: an [*OptionError] without [Options.Audit], and [ErrClosed].
 func (c *Cache[K, V]) Audit(ctx context.Context) (AuditReport, error) {
