@@ -1123,9 +1123,19 @@ func TestP1_P15_StreamConfiguredOtherwise(t *testing.T) {
 // create creates a stream once the folder of its predecessor is cleared.
 func create(t testing.TB, js jetstream.JetStream, c jetstream.StreamConfig) {
 	t.Helper()
+	onceCleared(t, func() error {
+		_, err := js.CreateStream(soon(t), c)
+		return err
+	})
+}
+
+// onceCleared makes a stream in the place of one that was deleted: the server
+// refuses to until it has cleared the old one's folder.
+func onceCleared(t testing.TB, make func() error) {
+	t.Helper()
 	const folderThere = 10049
 	within(t, func() bool {
-		_, err := js.CreateStream(soon(t), c)
+		err := make()
 		var refusal *jetstream.APIError
 		if errors.As(err, &refusal) && refusal.ErrorCode == folderThere {
 			return false

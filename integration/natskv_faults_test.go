@@ -242,8 +242,7 @@ func TestS37_RetriedAfterTheServersHaveForgottenTheId(t *testing.T) {
 	config := stream.CachedInfo().Config
 	config.Duplicates = 100 * time.Millisecond
 	require.NoError(t, js.DeleteStream(soon(t), config.Name)) // a change would not shorten the window that runs
-	_, err = js.CreateStream(soon(t), config)
-	require.NoError(t, err)
+	create(t, js, config)
 	s := openBucket(t, nc, kv.Bucket())
 	forgets := func() { time.Sleep(400 * time.Millisecond) }
 	set := func(base tidemark.Version, value string, op tidemark.OpID) tidemark.Version {
@@ -310,20 +309,27 @@ func TestS37_RetriedAfterTheServersHaveForgottenTheId(t *testing.T) {
 	unchanged("later")
 }
 
+// TestNATSKV_TheLinkBreaksUnderAWrite: nothing is known of the write then, and
+// nobody has given it up.
+func TestNATSKV_TheLinkBreaksUnderAWrite(t *testing.T) {
+	server := natsServer(t, streaming(t))
+	nc := dial(t, server.ClientURL())
+	kv, link := newBucket(t, nc), newCable(t, server)
+	url := beforeFirst(t, strings.TrimPrefix(link.url(), "nats://"), jetstream.MsgIDHeader, link.cut)
+	s := openBucket(t, dial(t, url, quiet), kv.Bucket())
+	_, err := s.CompareAndSet(soon(t), "k", 0, "v", newOp())
+	require.ErrorContains(t, err, "the link broke")
+	require.NotErrorIs(t, err, context.Canceled)
+	require.NotErrorIs(t, err, tidemark.ErrUnavailable, "it may have been written")
+}
+
 // TestP17_TheBucketIsMadeAnewUnderAWrite replaces the bucket while the message of
 // a creation is on its way.
 func TestP17_TheBucketIsMadeAnewUnderAWrite(t *testing.T) {
 	server := natsServer(t, streaming(t))
 	nc := dial(t, server.ClientURL())
 	kv := newBucket(t, nc)
-	url := beforeFirst(t, server.Addr().String(), jetstream.MsgIDHeader, func() {
-		assert.NoError(t, admin(t, nc).DeleteKeyValue(soon(t), kv.Bucket()))
-		c := natskv.BucketConfig(kv.Bucket())
-		c.Replicas = 1
-		_, err := admin(t, nc).CreateKeyValue(soon(t), c)
-		assert.NoError(t, err)
-		openBucket(t, nc, kv.Bucket())
-	})
+	url := beforeFirst(t, server.Addr().String(), jetstream.MsgIDHeader, func() { makeAnew(t, nc, kv.Bucket()) })
 	s := openBucket(t, dial(t, url), kv.Bucket())
 	for range 5 {
 		_, _, err := s.Load(soon(t), "k")

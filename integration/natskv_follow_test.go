@@ -255,12 +255,7 @@ func TestFollow_Ends(t *testing.T) {
 	require.ErrorIs(t, <-closed.ended, tidemark.ErrClosed)
 
 	l = newListener(t, nc, kv.Bucket())
-	require.NoError(t, admin(t, nc).DeleteKeyValue(soon(t), kv.Bucket()))
-	c := natskv.BucketConfig(kv.Bucket())
-	c.Replicas = 1
-	_, err = admin(t, nc).CreateKeyValue(soon(t), c)
-	require.NoError(t, err)
-	openBucket(t, nc, kv.Bucket())
+	makeAnew(t, nc, kv.Bucket())
 	require.ErrorIs(t, <-l.ended, natskv.ErrRecreated)
 	assert.GreaterOrEqual(t, l.alls.Load(), int64(2))
 }

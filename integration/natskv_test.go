@@ -36,6 +36,22 @@ func newBucket(t testing.TB, nc *nats.Conn, change ...func(*jetstream.KeyValueCo
 	return kv
 }
 
+// makeAnew deletes a bucket and creates it again, and leaves a mark in it, as other
+// replicas would.
+func makeAnew(t testing.TB, nc *nats.Conn, bucket string) (kv jetstream.KeyValue) {
+	t.Helper()
+	js := admin(t, nc)
+	require.NoError(t, js.DeleteKeyValue(soon(t), bucket))
+	c := natskv.BucketConfig(bucket)
+	c.Replicas = 1
+	onceCleared(t, func() (err error) {
+		kv, err = js.CreateKeyValue(soon(t), c)
+		return err
+	})
+	openBucket(t, nc, bucket)
+	return kv
+}
+
 func onThreeServers(c *jetstream.KeyValueConfig) { c.Replicas = 3 }
 
 // openBucket returns a store on a bucket.
@@ -203,12 +219,7 @@ func TestP17_TheBucketIsMadeAnew(t *testing.T) {
 	other := openBucket(t, nc, kv.Bucket())
 	base, err := s.CompareAndSet(soon(t), "k", 0, "before", newOp())
 	require.NoError(t, err)
-	require.NoError(t, admin(t, nc).DeleteKeyValue(soon(t), kv.Bucket()))
-	c := natskv.BucketConfig(kv.Bucket())
-	c.Replicas = 1
-	kv, err = admin(t, nc).CreateKeyValue(soon(t), c)
-	require.NoError(t, err)
-	openBucket(t, nc, kv.Bucket()) // leaves a mark, as other replicas would
+	kv = makeAnew(t, nc, kv.Bucket())
 	for range 10 {
 		_, err = kv.Put(soon(t), "k", []byte("after"))
 		require.NoError(t, err)

@@ -168,7 +168,11 @@ func (b *bucket) publish(ctx context.Context, m *nats.Msg, o ...jetstream.Publis
 	ctx, stop := b.whileUp(ctx)
 	defer stop()
 	o = append(o, jetstream.WithExpectStream(b.stream), jetstream.WithRetryAttempts(0))
-	return b.js.PublishMsg(ctx, m, o...)
+	ack, err := b.js.PublishMsg(ctx, m, o...)
+	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errLinkBroke) {
+		err = errLinkBroke // nobody has given up
+	}
+	return ack, err
 }
 
 var errLinkBroke = errors.New("natskv: the link broke while the server was asked")
