@@ -7,9 +7,10 @@
 // A skipped test looks like a passed one in the summary of go test, so a
 // machine without a database would report a green run that proves nothing.
 //
-// It prints one line for each package and the whole output of each test that
-// failed. The last line reads "12 passed, 0 failed, 0 skipped"; -counts also
-// appends these three numbers, separated by spaces, to a file.
+// It prints one line for each package, the longest tests of one that takes more
+// than a minute, and the whole output of each test that failed. The last line
+// reads "12 passed, 0 failed, 0 skipped"; -counts also appends these three
+// numbers, separated by spaces, to a file.
 package main
 
 import (

@@ -178,6 +178,22 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
+// TestSummarize_NamesTheLongest of a package that takes long, and of no other.
+func TestSummarize_NamesTheLongest(t *testing.T) {
+	const tests = `{"Action":"pass","Package":"p","Test":"TestA","Elapsed":10}
+		{"Action":"pass","Package":"p","Test":"TestB/x","Elapsed":50}
+		{"Action":"pass","Package":"p","Test":"TestB","Elapsed":50.04}
+		{"Action":"pass","Package":"p","Test":"TestA","Elapsed":11}
+		{"Action":"pass","Package":"p","Elapsed":`
+	for seconds, want := range map[string]string{"60": "", "61": "     the longest: TestB 50.0s, TestA 21.0s\n"} {
+		var out bytes.Buffer
+		_, err := summarize(strings.NewReader(tests+seconds+"}"), &out)
+		require.NoError(t, err)
+		_, said, _ := strings.Cut(out.String(), "3 passed, 0 failed, 0 skipped\n")
+		assert.Equal(t, want, said)
+	}
+}
+
 func assertCounts(t *testing.T, name string, want tally) {
 	t.Helper()
 	got, err := os.ReadFile(name)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,6 +52,7 @@ type event struct {
 type testRun struct {
 	tally
 	running bool
+	seconds float64
 	output  strings.Builder // of the present run, and of all that did not pass
 }
 
@@ -109,6 +111,7 @@ func (p *packageRun) apply(e event) (ended bool) {
 		t = &testRun{}
 		p.tests[e.Test] = t
 	}
+	t.seconds += e.Elapsed
 	switch e.Action {
 	case "run":
 		t.running = true
@@ -172,5 +175,25 @@ func (p *packageRun) finish(e event, out io.Writer) tally {
 		fmt.Fprintf(out, "%-4s %s %.1fs: %d passed, %d failed, %d skipped\n",
 			e.Action, e.Package, e.Elapsed, sum.passed, sum.failed, sum.skipped)
 	}
+	if e.Elapsed > long {
+		fmt.Fprintf(out, "     the longest: %s\n", p.longest())
+	}
 	return sum
+}
+
+// long is how many seconds a package may take before its longest tests are named.
+const long = 60
+
+// longest names the tests that have taken the most time. Parallel ones count the
+// time in which they waited for each other too.
+func (p *packageRun) longest() string {
+	names := slices.DeleteFunc(slices.Collect(maps.Keys(p.tests)), func(name string) bool { return strings.Contains(name, "/") })
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(p.tests[b].seconds, p.tests[a].seconds), cmp.Compare(a, b))
+	})
+	var said []string
+	for _, name := range names[:min(len(names), 12)] {
+		said = append(said, fmt.Sprintf("%s %.1fs", name, p.tests[name].seconds))
+	}
+	return strings.Join(said, ", ")
 }
