@@ -884,7 +884,7 @@ func TestAudit_Options(t *testing.T) {
 		"short scale":   {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Scales: []time.Duration{time.Second}}}, "Audit.Scales"},
 		"falling scale": {Options[string, int]{Store: s, Audit: &AuditOptions[string, int]{Scales: []time.Duration{time.Hour, time.Minute}}}, "Audit.Scales"},
 	} {
-		assert.Equal(t, []string{x.field}, refusal(t, x.o), name)
+		assert.Equal(t, []string{x.field}, refusal(x.o), name)
 	}
 	inv := newMemLog().invalidator()
 	inv.Beat = time.Second

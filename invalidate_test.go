@@ -655,9 +655,7 @@ func TestS47_OwnEchoIsHarmless(t *testing.T) {
 func TestInvalidation_KeysOfEveryKindTravel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		travels(t, accountName("käse"), accountName(""), nil)
-		travels(t, accountID(-7), accountID(7), nil)
-		travels(t, smallID(255), smallID(0), nil)
-		travels(t, int16(-32768), int16(0), nil)
+		travels(t, -7, 7, nil)
 		travels(t, uint64(1)<<63, uint64(0), nil)
 		travels(t, tenantKey{"acme", -1}, tenantKey{"acme", 1}, tenantCodec{})
 	})
@@ -1210,7 +1208,7 @@ func TestNew_ReportsMistakesOfTheInvalidator(t *testing.T) {
 		"nil log":           {Invalidator{Name: "n", Log: (*memLog)(nil)}, "Invalidator.Log"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			assert.Equal(t, []string{tt.field}, refusal(t, Options[string, int]{Invalidator: tt.inv}))
+			assert.Equal(t, []string{tt.field}, refusal(Options[string, int]{Invalidator: tt.inv}))
 			_, err := NewPublisher(PublisherOptions[string]{Invalidator: tt.inv})
 			assert.Contains(t, optionFields(err), tt.field)
 		})

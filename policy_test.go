@@ -638,23 +638,26 @@ func TestPolicy_BacklogIsBounded(t *testing.T) {
 	assert.LessOrEqual(t, s.windowCost, c.policy.windowMax.Load(), "what was held up has been offered")
 }
 
+// valueIsCost lets each value say what it costs.
+func valueIsCost(_ string, v int) int64 { return int64(v) }
+
 func TestPolicy_GrownCostsAreJudgedAgain(t *testing.T) {
-	c := newCache(t, Options[string, int64]{MaxCost: 10_000, ExpectedEntries: 1000, Cost: func(_ string, v int64) int64 { return v }})
+	c := newCache(t, Options[string, int]{MaxCost: 10_000, ExpectedEntries: 1000, Cost: valueIsCost})
 	version := versions()
 	stop := watchBound(t, c, 10_000)
-	for _, cost := range []int64{1, 10, 11, 100, 99, 60, 3, 1} {
+	for _, cost := range []int{1, 10, 11, 100, 99, 60, 3, 1} {
 		for i := range 1000 {
 			c.Put(fmt.Sprint(i), cost, version())
 		}
 		settle(t, c)
 		assert.LessOrEqual(t, -c.policy.sketch.RemainingCost(), int64(0), "Ristretto is within its part at cost %d", cost)
-		assert.GreaterOrEqual(t, c.Stats().Cost, min(8000, 800*cost), "cost %d leaves little room unused", cost)
+		assert.GreaterOrEqual(t, c.Stats().Cost, int64(min(8000, 800*cost)), "cost %d leaves little room unused", cost)
 	}
 	stop()
 }
 
 func TestPolicy_SmallChangesOfCostMakeNoCall(t *testing.T) {
-	c := newCache(t, Options[string, int64]{MaxCost: 10_000, ExpectedEntries: 100, Shards: 1, Cost: func(_ string, v int64) int64 { return v }})
+	c := newCache(t, Options[string, int]{MaxCost: 10_000, ExpectedEntries: 100, Shards: 1, Cost: valueIsCost})
 	version := versions()
 	for i := range 50 {
 		c.Put(fmt.Sprint(i), 100, version())
@@ -667,7 +670,7 @@ func TestPolicy_SmallChangesOfCostMakeNoCall(t *testing.T) {
 	}
 	offer, now := recordOf(t, c, "0")
 	require.Equal(t, offered, now)
-	for _, cost := range []int64{112, 75, 110, 100} {
+	for _, cost := range []int{112, 75, 110, 100} {
 		c.Put("0", cost, version())
 		assert.Equal(t, offer, record(), "cost %d", cost)
 		settle(t, c)
@@ -682,7 +685,7 @@ func TestPolicy_SmallChangesOfCostMakeNoCall(t *testing.T) {
 func TestPolicy_LargeValues(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
-		cost     int64
+		cost     int
 		outcome  Outcome
 		readable bool
 	}{
@@ -690,10 +693,10 @@ func TestPolicy_LargeValues(t *testing.T) {
 		{"larger than Ristretto's part", 900, Applied, true},
 		{"MaxCost itself", 1000, Applied, true},
 		{"larger than MaxCost", 1001, TooLarge, false},
-		{"largest there is", math.MaxInt64, TooLarge, false},
+		{"largest there is", math.MaxInt, TooLarge, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := newCache(t, Options[string, int64]{MaxCost: 1000, ExpectedEntries: 500, Shards: 4, Cost: func(_ string, v int64) int64 { return v }})
+			c := newCache(t, Options[string, int]{MaxCost: 1000, ExpectedEntries: 500, Shards: 4, Cost: valueIsCost})
 			version := versions()
 			stop := watchBound(t, c, 1000)
 			for i := range 2000 {
@@ -720,12 +723,12 @@ func TestPolicy_LargeValues(t *testing.T) {
 // A value is readable right after Put whatever room the others have left, and
 // whatever it costs itself.
 func TestPolicy_EveryPutFindsRoom(t *testing.T) {
-	c := newCache(t, Options[string, int64]{MaxCost: 5000, ExpectedEntries: 100, Cost: func(_ string, v int64) int64 { return v }})
+	c := newCache(t, Options[string, int]{MaxCost: 5000, ExpectedEntries: 100, Cost: valueIsCost})
 	version := versions()
 	rng := rand.New(rand.NewPCG(1, 2))
 	unread := 0
 	for i := range 5000 {
-		k, cost := fmt.Sprint(rng.IntN(1000)), 1+rng.Int64N(200)
+		k, cost := fmt.Sprint(rng.IntN(1000)), 1+rng.IntN(200)
 		c.Put(k, cost, version())
 		if got, ok := c.Get(k); !ok || got != cost {
 			unread++
@@ -836,7 +839,7 @@ func TestResize_DownDoesNotFreezeWhatIsLeft(t *testing.T) {
 // Costs that creep up by less than what is told to Ristretto squeeze the
 // windows; what is new must get in all the same.
 func TestPolicy_CreepingCostsDoNotFreezeTheCache(t *testing.T) {
-	c := newCache(t, Options[string, int64]{MaxCost: 100_000, ExpectedEntries: 1000, Shards: 4, Cost: func(_ string, v int64) int64 { return v }})
+	c := newCache(t, Options[string, int]{MaxCost: 100_000, ExpectedEntries: 1000, Shards: 4, Cost: valueIsCost})
 	version := versions()
 	for range 3 {
 		for i := range 2000 {
@@ -874,7 +877,7 @@ func TestPolicy_Stress(t *testing.T) {
 		shards  int
 		keys    int
 		maxCost int64
-		costs   int64 // 1 to costs
+		costs   int // 1 to costs
 		resize  bool
 	}{
 		{"unit costs, many keys", 8, 4000, 1000, 1, false},
@@ -885,9 +888,9 @@ func TestPolicy_Stress(t *testing.T) {
 		{"Resize, random costs", 4, 4000, 20_000, 100, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			o := Options[string, int64]{MaxCost: tt.maxCost, ExpectedEntries: 1000, Shards: tt.shards}
+			o := Options[string, int]{MaxCost: tt.maxCost, ExpectedEntries: 1000, Shards: tt.shards}
 			if tt.costs > 1 {
-				o.Cost = func(_ string, v int64) int64 { return v }
+				o.Cost = valueIsCost
 			}
 			c := newCache(t, o)
 			stop := watchBound(t, c, 2*tt.maxCost)
@@ -906,7 +909,7 @@ func TestPolicy_Stress(t *testing.T) {
 						case x < 500:
 							c.Get(k)
 						case x < 900:
-							c.Put(k, 1+rng.Int64N(tt.costs), version())
+							c.Put(k, 1+rng.IntN(tt.costs), version())
 						case x < 999:
 							assert.NoError(t, c.Invalidate(t.Context(), k, version()))
 						case tt.resize:

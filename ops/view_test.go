@@ -34,8 +34,8 @@ func viewOf[K comparable, V any](t testing.TB, of tidemark.Options[K, V], o ops.
 }
 
 func TestNew_Mistakes(t *testing.T) {
-	var none *tidemark.Cache[struct{ a int }, string]
-	_, err := ops.New(none, ops.Options[struct{ a int }, string]{Instance: "a b"})
+	var none *tidemark.Cache[point, int]
+	_, err := ops.New(none, ops.Options[point, int]{Instance: "a b"})
 	require.ErrorAs(t, err, new(*tidemark.OptionError))
 	for _, want := range []string{"cache is nil", `Name is ""`, `Instance is "a b"`, "ParseKey is nil"} {
 		assert.ErrorContains(t, err, want)
@@ -161,7 +161,7 @@ func TestReport(t *testing.T) {
 	require.NoError(t, cache.Close(t.Context()))
 	assert.Equal(t, tidemark.Ended, v.Report().Stats.State)
 
-	type number uint16
+	type number uint64
 	ints, _ := viewOf(t, tidemark.Options[number, int]{}, ops.Options[number, int]{Name: "c"})
 	assert.Equal(t, "int", ints.Report().Settings.KeyType)
 	points, _ := viewOf(t, tidemark.Options[point, int]{KeyCodec: pointCodec{}}, ops.Options[point, int]{Name: "c"})
