@@ -334,6 +334,8 @@ func (w *world) settleDoubts(t *rapid.T, v *view) {
 		if committed {
 			v.see(d.key, w.markAt(d.key, version))
 			w.announce(d.key, version, w.stepBegan)
+		} else {
+			v.moves[d.key]++ // what was read in doubt proves nothing
 		}
 		return true
 	})
