@@ -79,15 +79,14 @@ func TestAudit_FindsEveryStaleEntryInOneCycle(t *testing.T) {
 	for _, way := range []struct {
 		name  string
 		store func(*source) Store[string, int]
-		stale int
 	}{
-		{"by load", func(s *source) Store[string, int] { return s }, 10_000},
-		{"by versions", func(s *source) Store[string, int] { return &versionSource{source: s} }, bulkStale},
-		{"in bulk", func(s *source) Store[string, int] { return &manySource{source: s} }, bulkStale},
+		{"by load", func(s *source) Store[string, int] { return s }},
+		{"by versions", func(s *source) Store[string, int] { return &versionSource{source: s} }},
+		{"in bulk", func(s *source) Store[string, int] { return &manySource{source: s} }},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				stale, entries := way.stale, 2*way.stale
+				const stale, entries = injected, 2 * injected
 				s := newSource()
 				c := audited(t, s, entries, Options[string, int]{Store: way.store(s), Shards: 8})
 				require.Equal(t, entries, c.Len())

@@ -7,5 +7,5 @@ const (
 	modelRounds  = 4    // of TestCacheMatchesModel, for each deployment
 	hostileSeeds = 8    // of TestHostile_NoReadIsWrong: a hint or a log, epochs or not
 	sameHashKeys = 20_000
-	bulkStale    = 10_000 // that TestAudit_FindsEveryStaleEntryInOneCycle finds by other ways than loads
+	injected     = 10_000 // that TestAudit_FindsEveryStaleEntryInOneCycle finds
 )

@@ -2,12 +2,20 @@
 
 package tidemark
 
+import "flag"
+
 // The race detector makes everything ten times slower; make test runs these
-// without it as well.
+// without it as well, with the checks that are rapid's default.
 const (
-	defaultSeeds = 200 // that TestSim runs unless told
+	defaultSeeds = 100 // that TestSim runs unless told
 	modelRounds  = 1   // of TestCacheMatchesModel, for each deployment
 	hostileSeeds = 4   // of TestHostile_NoReadIsWrong: a hint or a log, epochs or not
 	sameHashKeys = 5000
-	bulkStale    = 2000 // that TestAudit_FindsEveryStaleEntryInOneCycle finds by other ways than loads
+	injected     = 2000 // that TestAudit_FindsEveryStaleEntryInOneCycle finds
 )
+
+func init() {
+	if err := flag.Set("rapid.checks", "50"); err != nil {
+		panic(err)
+	}
+}
