@@ -147,9 +147,13 @@ fi
 "$@" >>"$log" 2>&1 &
 echo $!
 if ! read -r _; then
-	kill -TERM $! # it ignores QUIT when it has only begun
-	kill -QUIT $!
-	wait
+	server=$!
+	kill -TERM $server # it ignores QUIT when it has only begun
+	kill -QUIT $server
+	# It kills what has not ended after 5 s, but may sleep for a minute before it looks.
+	{ sleep 6; kill -QUIT $server; sleep 6; kill -QUIT $server; } 2>/dev/null &
+	wait $server
+	kill $!
 	cd / && rm -rf "$dir"
 fi
 wait`

@@ -379,6 +379,6 @@ func (p *probe) wantTruth(a attempt) {
 	if committed {
 		p.wantRow(a.key, "after", v)
 	} else {
-		p.wantRow(a.key, "before", a.base)
+		p.wantRowSince(a.key, "before", a.base)
 	}
 }
