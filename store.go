@@ -44,6 +44,8 @@ type Store[K comparable, V any] interface {
 
 	// Outcome reports whether the write named op was committed, and at which
 	// version. It must see every write that was committed before it began.
+	// It may write the key's value anew, unchanged and at a later version, so that
+	// a write that it calls not committed cannot be committed after all.
 	Outcome(ctx context.Context, key K, op OpID) (Version, bool, error)
 }
 
