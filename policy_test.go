@@ -726,18 +726,23 @@ func TestPolicy_EveryPutFindsRoom(t *testing.T) {
 	c := newCache(t, Options[string, int]{MaxCost: 5000, ExpectedEntries: 100, Cost: valueIsCost})
 	version := versions()
 	rng := rand.New(rand.NewPCG(1, 2))
+	readable := func(k string, cost int) bool {
+		require.Equal(t, Applied, c.Put(k, cost, version()))
+		got, ok := c.Get(k)
+		return ok && got == cost
+	}
 	unread := 0
 	for i := range 5000 {
 		k, cost := fmt.Sprint(rng.IntN(1000)), 1+rng.IntN(200)
-		c.Put(k, cost, version())
-		if got, ok := c.Get(k); !ok || got != cost {
+		// One that is held up between Put and Get may find that Ristretto has judged.
+		if !readable(k, cost) && !readable(k, cost) && !readable(k, cost) {
 			unread++
 		}
 		if i%500 == 0 {
 			settle(t, c)
 		}
 	}
-	assert.LessOrEqual(t, unread, 5, "a goroutine that is held up in between finds that Ristretto has judged")
+	assert.Zero(t, unread)
 }
 
 func TestPolicy_OddCosts(t *testing.T) {

@@ -81,7 +81,7 @@ func TestNATSKV_OnOne(t *testing.T) {
 	kv := newBucket(t, nc)
 	storetest.Run(t, func(t *testing.T) tidemark.Store[string, string] {
 		return openBucket(t, nc, kv.Bucket())
-	}, storetest.Options{LargeValue: mostOf})
+	}, storetest.Options{LargeValue: mostOf, RewritesAfter: 2 * time.Second})
 }
 
 // TestNATSKV_OnThree is the conformance suite on a cluster, whose servers answer
@@ -94,7 +94,7 @@ func TestNATSKV_OnThree(t *testing.T) {
 	kv := newBucket(t, nc, onThreeServers)
 	storetest.Run(t, func(t *testing.T) tidemark.Store[string, string] {
 		return openBucket(t, nc, kv.Bucket())
-	}, storetest.Options{LargeValue: mostOf})
+	}, storetest.Options{LargeValue: mostOf, RewritesAfter: 2 * time.Second})
 }
 
 // TestNATSKV_Refuses lists the buckets that New does not take.

@@ -72,6 +72,7 @@ const (
 	cancelledIsUnavailable   flaw = "a cancelled write is reported as unavailable and made later"
 	cancelledIsConflict      flaw = "a cancelled write is made and reported as a conflict"
 	cancelledHalfDone        flaw = "a cancelled write is noted but not made"
+	outcomeRewrites          flaw = "Outcome of a write that is lost writes the row anew"
 )
 
 // A row is one key's state; the zero row has never existed.
@@ -112,7 +113,7 @@ type memory struct {
 func newMemory(f flaw) *memory {
 	latency := 100 * time.Microsecond
 	switch f {
-	case cancelledIsUnavailable, cancelledIsConflict, cancelledHalfDone:
+	case cancelledIsUnavailable, cancelledIsConflict, cancelledHalfDone, outcomeRewrites:
 		latency = slow
 	}
 	return &memory{
@@ -228,6 +229,10 @@ func (m *memory) Outcome(ctx context.Context, key string, op tidemark.OpID) (tid
 		return r.version, r.op == op, nil
 	}
 	v, ok := m.ops[m.opKey(key, op)]
+	if !ok && m.flaw == outcomeRewrites {
+		r.version++
+		m.rows[m.name(key)] = r
+	}
 	if ok && m.flaw == outcomeNamesCurrent {
 		v = r.version
 	}

@@ -329,6 +329,7 @@ type attempt struct {
 	key     string
 	base    tidemark.Version
 	op      tidemark.OpID
+	began   time.Time
 	version tidemark.Version // as the store returned it
 	err     error
 }
@@ -345,6 +346,7 @@ func cancelledWrite(p *probe) {
 	for i := range attempts {
 		a := attempt{key: p.key(fmt.Sprint("row ", i)), op: newOp()}
 		a.base = p.set(a.key, 0, "before")
+		a.began = time.Now()
 		ctx, cancel := context.WithTimeout(p.ctx, usual*time.Duration(i)/(moments/2))
 		a.version, a.err = p.store.CompareAndSet(ctx, a.key, a.base, "after", a.op)
 		cancel()
@@ -379,6 +381,21 @@ func (p *probe) wantTruth(a attempt) {
 	if committed {
 		p.wantRow(a.key, "after", v)
 	} else {
-		p.wantRowSince(a.key, "before", a.base)
+		p.wantRow(a.key, "before", p.unwritten(a))
 	}
+}
+
+// unwritten returns the version of the row that a has not changed: its base, or a
+// later one if Outcome may have written the row anew.
+func (p *probe) unwritten(a attempt) tidemark.Version {
+	p.Helper()
+	after := p.options.RewritesAfter
+	if after == 0 || time.Since(a.began) < after {
+		return a.base
+	}
+	_, v, err := p.store.Load(p.ctx, a.key)
+	if err != nil {
+		p.fatalf("Load of a key that was written: %v", err)
+	}
+	return max(v, a.base)
 }

@@ -57,19 +57,6 @@ func (p *probe) wantRow(key, value string, version tidemark.Version) {
 	}
 }
 
-// wantRowSince is wantRow for a row that Outcome may have written anew, as it was, so
-// that a write that it called lost cannot come after all.
-func (p *probe) wantRowSince(key, value string, version tidemark.Version) {
-	p.Helper()
-	got, v, err := p.store.Load(p.ctx, key)
-	switch {
-	case err != nil:
-		p.fatalf("Load of a key that was written: %v", err)
-	case got != value || v < version:
-		p.fatalf("Load = %s at version %d, want %s at version %d or later", quote(got), v, quote(value), version)
-	}
-}
-
 // wantAbsent demands that key does not exist, as of version.
 func (p *probe) wantAbsent(key string, version tidemark.Version) {
 	p.Helper()

@@ -44,6 +44,11 @@ type Options struct {
 	// committed. Zero means 500 milliseconds.
 	Settle time.Duration
 
+	// RewritesAfter is how old a write must be for Outcome to write the key's value
+	// anew, at a later version, because the write could still take effect. Zero
+	// means that Outcome never writes.
+	RewritesAfter time.Duration
+
 	// Timeout bounds each rule. Zero means one minute.
 	Timeout time.Duration
 

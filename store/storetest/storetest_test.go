@@ -61,7 +61,7 @@ func TestRules_CatchWhatTheyForbid(t *testing.T) {
 		"S37_ConcurrentRetriesAreAppliedOnce":           {retriesWithoutLock},
 		"S22_ReadsNeverGoBack":                          {versionWithoutLock, readsLag, readsTear},
 		"S31_WriteUnderEndedContextIsNotCommitted":      {contextIsIgnored, endedContextStillCommits},
-		"S31_CancelledWriteCanBeLookedUp":               {cancelledIsUnavailable, cancelledIsConflict, cancelledHalfDone},
+		"S31_CancelledWriteCanBeLookedUp":               {cancelledIsUnavailable, cancelledIsConflict, cancelledHalfDone, outcomeRewrites},
 	}
 	for _, r := range rules {
 		require.NotEmpty(t, caught[r.name], "no flaw shows that rule %s can fail", r.name)
@@ -86,6 +86,19 @@ func TestCancelledWrite_CutsWritesOffUnderWay(t *testing.T) {
 	m.latency = slow
 	assert.Empty(t, failuresOf(t.Context(), rule{"", cancelledWrite}, m))
 	assert.Positive(t, m.cutOff.Load(), "no context ended while its write was under way")
+}
+
+// A store that says so may write a row anew, but not sooner.
+func TestCancelledWrite_RewritesAfter(t *testing.T) {
+	for after, ok := range map[time.Duration]bool{time.Nanosecond: true, time.Hour: false} {
+		o := quick
+		o.RewritesAfter = after
+		rec := &recorder{}
+		var wg sync.WaitGroup
+		wg.Go(func() { check(rec, t.Context(), rule{"", cancelledWrite}, newMemory(outcomeRewrites), o) })
+		wg.Wait()
+		assert.Equal(t, ok, len(rec.failures) == 0, "%v: %v", after, rec.failures)
+	}
 }
 
 func TestCheck_GivesEachRunKeysOfItsOwn(t *testing.T) {

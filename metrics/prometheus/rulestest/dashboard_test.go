@@ -27,7 +27,7 @@ type classic = dashboard.Dashboard
 
 // Grafana takes the dashboard: nothing in it is unknown to its schema.
 func TestDashboard_Loads(t *testing.T) {
-	known := cog.NewRuntime() // of whose kinds it knows what they take; to import all costs minutes
+	known := cog.NewRuntime() // of whose kinds it knows what they take; all forty take long to compile
 	known.RegisterPanelcfgVariant(timeseries.VariantConfig())
 	known.RegisterPanelcfgVariant(statetimeline.VariantConfig())
 	known.RegisterDataqueryVariant(prometheus.VariantConfig())
