@@ -735,7 +735,11 @@ func TestPolicy_EveryPutFindsRoom(t *testing.T) {
 	for i := range 5000 {
 		k, cost := fmt.Sprint(rng.IntN(1000)), 1+rng.IntN(200)
 		// One that is held up between Put and Get may find that Ristretto has judged.
-		if !readable(k, cost) && !readable(k, cost) && !readable(k, cost) {
+		read := false
+		for try := 0; try < 3 && !read; try++ {
+			read = readable(k, cost)
+		}
+		if !read {
 			unread++
 		}
 		if i%500 == 0 {
